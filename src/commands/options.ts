@@ -1,0 +1,64 @@
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import { parseDuration, parseSize } from '../units.ts'
+
+/** What a command is given of the process it runs in; tests give their own. */
+export type Host = Pick<NodeJS.Process, 'stdin' | 'stdout' | 'stderr' | 'env' | 'on' | 'off' | 'exit'>
+
+/** Strict parsers: each takes the whole value or names it in the error. */
+export function size(text: string): number {
+  const bytes = parseSize(text)
+  if (bytes === undefined)
+    throw new InvalidArgumentError(`"${text}" is not a size such as 2621440, 2.5mb or 1gib.`)
+  return bytes
+}
+
+export function duration(text: string): number {
+  const ms = parseDuration(text)
+  if (ms === undefined)
+    throw new InvalidArgumentError(`"${text}" is not a duration such as 250ms, 30s or 5m.`)
+  return ms
+}
+
+export function integer(min: number, max: number) {
+  return (text: string): number => {
+    const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN
+    if (!(value >= min && value <= max)) {
+      throw new InvalidArgumentError(`"${text}" is not a whole number from ${min} to ${max}.`)
+    }
+    return value
+  }
+}
+
+export function text(value: string): string {
+  if (value === '') throw new InvalidArgumentError('It is empty.')
+  return value
+}
+
+/** A value that may be given several times, or once in the environment, separated by commas. */
+export function list(value: string, previous: readonly string[] = []): string[] {
+  return [...previous, ...value.split(',').map(text)]
+}
+
+/** An option that the environment can set too, as UPLOADR_ and its long name. */
+export function option(flags: string, description: string, parse?: (value: string) => unknown): Option {
+  const made = new Option(flags, description)
+  const name = made.long?.slice(2).replaceAll('-', '_').toUpperCase()
+  if (parse) made.argParser(parse)
+  return made.env(`UPLOADR_${name}`)
+}
+
+const TRUE = new Set(['1', 'true', 'yes', 'on'])
+const FALSE = new Set(['0', 'false', 'no', 'off'])
+
+/** Commander takes a flag's variable for set whatever its value, `0` included: this reads the value. */
+export function readFlags(command: Command, env: NodeJS.ProcessEnv): void {
+  for (const each of command.options) {
+    const name = each.attributeName()
+    if (!each.isBoolean() || !each.envVar || command.getOptionValueSource(name) !== 'env') continue
+    const value = (env[each.envVar] ?? '').toLowerCase()
+    if (!TRUE.has(value) && !FALSE.has(value)) {
+      command.error(`error: ${each.envVar} is "${env[each.envVar]}", neither 1 nor 0`)
+    }
+    command.setOptionValueWithSource(name, TRUE.has(value) !== each.negate, 'env')
+  }
+}

@@ -1,0 +1,115 @@
+import type { FieldError } from './protocol.ts'
+
+/**
+ * Every way an upload can fail. The code is API: it stands in problem answers, progress records,
+ * logs and JSON output, and does not change. `status` is the HTTP status (0 where the failure is
+ * the client's own and no answer carries it), `exit` what `uploadr push` exits with.
+ */
+const TABLE = {
+  // The request
+  bad_request: { status: 400, exit: 6, title: 'Bad request' },
+  malformed_body: { status: 400, exit: 6, title: 'The form could not be read' },
+  truncated_body: { status: 400, exit: 6, title: 'The body ended early' },
+  bad_progress_id: { status: 400, exit: 6, title: 'Bad progress id' },
+  bad_callback: { status: 400, exit: 6, title: 'Bad callback name' },
+  unauthorized: { status: 401, exit: 5, title: 'Access denied' },
+  forbidden: { status: 403, exit: 5, title: 'Forbidden' },
+  not_found: { status: 404, exit: 6, title: 'Not found' },
+  method_not_allowed: { status: 405, exit: 6, title: 'Method not allowed' },
+  // The client stopped sending; worth another try, like a broken connection.
+  idle_timeout: { status: 408, exit: 4, title: 'The client stopped sending' },
+  progress_id_in_use: { status: 409, exit: 6, title: 'Progress id in use' },
+  name_taken: { status: 409, exit: 6, title: 'A file of that name exists' },
+  body_too_large: { status: 413, exit: 6, title: 'The upload is too large' },
+  fields_too_large: { status: 413, exit: 6, title: 'The form fields are too large' },
+  too_many_fields: { status: 413, exit: 6, title: 'Too many form fields' },
+  too_many_files: { status: 413, exit: 6, title: 'Too many files' },
+  unsupported_media_type: { status: 415, exit: 6, title: 'Unsupported media type' },
+  expectation_failed: { status: 417, exit: 6, title: 'Expectation failed' },
+  invalid_form: { status: 422, exit: 6, title: 'The form has errors' },
+  // The server
+  internal: { status: 500, exit: 9, title: 'Internal error' },
+  handler_failed: { status: 500, exit: 9, title: 'An upload handler failed' },
+  storage_failed: { status: 500, exit: 9, title: 'The upload could not be stored' },
+  shutting_down: { status: 503, exit: 9, title: 'The server is shutting down' },
+  too_many_uploads: { status: 503, exit: 9, title: 'Too many uploads' },
+  // 507 is WebDAV's (RFC 4918, 11.5), and what people read as "disk full".
+  disk_full: { status: 507, exit: 6, title: 'Not enough space' },
+  // The sending half
+  usage: { status: 0, exit: 2, title: 'Usage error' },
+  local_file: { status: 0, exit: 3, title: 'Local file error' },
+  unreachable: { status: 0, exit: 4, title: 'Server unreachable' },
+  connection_lost: { status: 0, exit: 4, title: 'Connection lost' },
+  stalled: { status: 0, exit: 4, title: 'The upload stalled' },
+  digest_mismatch: { status: 0, exit: 7, title: 'Digest mismatch' },
+  some_failed: { status: 0, exit: 8, title: 'Some uploads failed' },
+  bad_answer: { status: 0, exit: 9, title: 'Unexpected answer' },
+  interrupted: { status: 0, exit: 130, title: 'Interrupted' },
+  terminated: { status: 0, exit: 143, title: 'Terminated' },
+  cannot_serve: { status: 0, exit: 1, title: 'Cannot serve' },
+} as const satisfies Record<string, { status: number; exit: number; title: string }>
+
+export type ErrorCode = keyof typeof TABLE
+
+interface ErrorExtras {
+  cause?: unknown
+  /** Errors by form field, for `invalid_form`. */
+  errors?: Record<string, FieldError[]>
+  /** The status a server answered with, where the code does not imply it. */
+  status?: number
+}
+
+/** The one error that uploadr throws. Its message names the thing and the number. */
+export class UploadError extends Error {
+  readonly code: ErrorCode | (string & {})
+  readonly status: number
+  readonly exitCode: number
+  readonly title: string
+  readonly errors: Record<string, FieldError[]> | undefined
+
+  constructor(code: ErrorCode, message: string, extras: ErrorExtras = {}) {
+    super(message, extras.cause === undefined ? undefined : { cause: extras.cause })
+    this.name = 'UploadError'
+    this.code = code
+    this.status = extras.status ?? TABLE[code].status
+    this.exitCode = TABLE[code].exit
+    this.title = TABLE[code].title
+    this.errors = extras.errors
+  }
+
+  /** An error that a server answered with; a code this version does not know is judged by its status. */
+  static fromServer(status: number, code: string, message: string, errors?: Record<string, FieldError[]>) {
+    const known = isErrorCode(code) && TABLE[code].status === status ? code : codeOfStatus(status)
+    const error = new UploadError(known, message, { status, ...(errors && { errors }) })
+    return Object.assign(error, { code: code || known })
+  }
+
+  /** Anything thrown, as an UploadError: the errno codes that mean "full" by name, the rest as `fallback`. */
+  static from(thrown: unknown, fallback: ErrorCode = 'internal', doing?: string): UploadError {
+    if (thrown instanceof UploadError) return thrown
+    const cause = thrown as NodeJS.ErrnoException
+    const what = doing ? `${doing}: ` : ''
+    if (cause?.code === 'ENOSPC' || cause?.code === 'EDQUOT') {
+      return new UploadError('disk_full', `${what}no space is left on the server's disk`, { cause })
+    }
+    // The errno's name is safe to show to a stranger; a message may hold a path.
+    const reason =
+      cause?.code ?? (fallback === 'handler_failed' ? String(cause?.message ?? thrown) : 'internal error')
+    return new UploadError(fallback, `${what}${reason}`, { cause: thrown })
+  }
+}
+
+function isErrorCode(code: string): code is ErrorCode {
+  return Object.hasOwn(TABLE, code)
+}
+
+function codeOfStatus(status: number): ErrorCode {
+  if (status === 401) return 'unauthorized'
+  if (status === 403) return 'forbidden'
+  if (status === 408) return 'idle_timeout'
+  if (status === 413) return 'body_too_large'
+  if (status === 507) return 'disk_full'
+  if (status >= 500) return 'internal'
+  if (status >= 400) return 'bad_request'
+  return 'bad_answer'
+}

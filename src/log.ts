@@ -1,0 +1,60 @@
+/** A logger over a given stream: one line an event, as text for people or as JSON for machines. */
+
+export type LogFormat = 'text' | 'json'
+export type LogFields = Record<string, string | number | boolean | undefined>
+
+export interface Logger {
+  info(event: string, fields?: LogFields): void
+  warn(event: string, fields?: LogFields): void
+  error(event: string, fields?: LogFields): void
+}
+
+/** Where lines go: `process.stderr`, a file stream, a test's array. */
+export interface LineSink {
+  write(text: string): unknown
+}
+
+export function createLogger(options: { stream: LineSink; format?: LogFormat; now?: () => Date }): Logger {
+  const now = options.now ?? (() => new Date())
+  const line = options.format === 'json' ? jsonLine : textLine
+  const at =
+    (level: string) =>
+    (event: string, fields: LogFields = {}) => {
+      options.stream.write(`${line(now().toISOString(), level, event, fields)}\n`)
+    }
+  return { info: at('info'), warn: at('warn'), error: at('error') }
+}
+
+export const silentLogger: Logger = { info() {}, warn() {}, error() {} }
+
+function jsonLine(time: string, level: string, event: string, fields: LogFields): string {
+  // JSON.stringify leaves bidi overrides and C1 controls raw; a log is read in terminals too.
+  return JSON.stringify({ time, level, event, ...fields }).replace(UNPRINTABLE, escapeUnit)
+}
+
+function textLine(time: string, level: string, event: string, fields: LogFields): string {
+  const parts = [time, level.toUpperCase().padEnd(5), printable(event)]
+  for (const [key, value] of Object.entries(fields)) {
+    if (value === undefined) continue
+    const text = printable(String(value))
+    parts.push(`${key}=${/^[^\s"=]+$/.test(text) ? text : JSON.stringify(text)}`)
+  }
+  return parts.join(' ')
+}
+
+// Controls (Cc), format characters such as bidi overrides (Cf), line and paragraph separators
+// (Zl, Zp) and lone surrogates (Cs): everything that can move a cursor, reorder or end a line.
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
+
+function escapeUnit(character: string): string {
+  let escaped = ''
+  for (let i = 0; i < character.length; i++) {
+    escaped += `\\u${character.charCodeAt(i).toString(16).padStart(4, '0')}`
+  }
+  return escaped
+}
+
+/** Text from outside, safe to show in a terminal or a log line: unprintable characters become `\uXXXX`. */
+export function printable(text: string): string {
+  return text.replace(UNPRINTABLE, escapeUnit)
+}

@@ -1,0 +1,366 @@
+import { randomBytes } from 'node:crypto'
+import { rmSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import http, { type IncomingMessage, type ServerResponse } from 'node:http'
+import net, { type AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { UploadError } from '../errors.ts'
+import { type LogFields, type Logger, silentLogger } from '../log.ts'
+import { MemoryProgressStore } from '../progress/memory.ts'
+import type { ProgressStore } from '../progress/store.ts'
+import { DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
+import { hiddenFolder, LocalStorage, type OnConflict } from '../storage/local.ts'
+import type { StagedFile, Storage } from '../storage/storage.ts'
+import { Workspace } from '../storage/workspace.ts'
+import { disk } from '../upload/disk.ts'
+import { checkForm } from '../upload/form.ts'
+import { compose, type UploadHandler } from '../upload/handler.ts'
+import { memory } from '../upload/memory.ts'
+import { progress } from '../upload/progress.ts'
+import { DEFAULT_LIMITS, type ReceiveLimits, RequestUpload, receive } from '../upload/receiver.ts'
+import { CHALLENGE, checkToken } from './access.ts'
+import { answer, answerJson, answerProblem } from './answer.ts'
+import { PAGE } from './page.ts'
+import { answerProgress, progressIdOf } from './progress-route.ts'
+
+export interface ServerOptions {
+  /** Where published files live; `./uploads` by default. */
+  dir?: string
+  /** Where temporary files are made; `dir`'s own hidden folder by default. */
+  tmp?: string
+  /** `rename` by default. */
+  onConflict?: OnConflict
+  /** Everything stored is on disk before the answer. True by default. */
+  fsync?: boolean
+  /** Largest request kept in memory, bytes of Content-Length, inclusive; 2,621,440 by default. */
+  memoryMax?: number
+  /** What all requests in memory may hold together, in bytes; 64 MiB by default. */
+  memoryTotal?: number
+  /** The user's handlers, asked before memory and disk. */
+  handlers?: readonly UploadHandler[]
+  limits?: Partial<ReceiveLimits>
+  /** How long, in milliseconds, an ended upload's progress is remembered; 30 000 by default. */
+  progressTtl?: number
+  /** How many progress records are kept; 10 000 by default. */
+  progressMax?: number
+  /** How long, in milliseconds, a request's head may take; 20 000 by default. */
+  headerTimeout?: number
+  /** Asked for on every route; nothing is asked where it is absent. */
+  token?: string
+  /** Whether a form without a title is refused. True by default. */
+  titleRequired?: boolean
+  /** Instead of the local directory; `dir`, `onConflict` and the sync of names are then its own affair. */
+  storage?: Storage
+  /** Instead of this process's memory. */
+  progress?: ProgressStore
+  log?: Logger
+}
+
+/** After the last upload has ended, how long answers may take to reach their clients. */
+const FLUSH_MS = 1000
+
+/** Opens the storage, recovers what a dead server left there, and makes a server that is not listening yet. */
+export async function createServer(options: ServerOptions = {}): Promise<UploadServer> {
+  const log = options.log ?? silentLogger
+  const { dir = './uploads', fsync = true } = options
+  const storage =
+    options.storage ??
+    (await LocalStorage.open({
+      dir,
+      fsync,
+      log,
+      ...(options.onConflict && { onConflict: options.onConflict }),
+    }))
+  const tmp = options.tmp ?? join(hiddenFolder(dir), 'tmp')
+  for (const path of await Workspace.abandoned(tmp)) {
+    await rm(path, { recursive: true, force: true })
+    log.info('removed the temporary files of a dead server', { path })
+  }
+  const workspace = await Workspace.create(tmp)
+  return new UploadServer(options, storage, workspace, log)
+}
+
+/** What of an answer goes into the access log beside the request's own facts. */
+interface Noted {
+  fields: LogFields
+  status?: number
+  upload?: RequestUpload
+}
+
+/** The HTTP server: routes, answers and the life of it. Made by `createServer`. */
+export class UploadServer {
+  readonly #options: ServerOptions
+  readonly #storage: Storage
+  readonly #workspace: Workspace
+  readonly #log: Logger
+  readonly #limits: ReceiveLimits
+  readonly #progress: ProgressStore
+  readonly #disk: ReturnType<typeof disk>
+  readonly #chain: Required<UploadHandler>
+  readonly #http: http.Server
+  /** Running uploads, each with the way to end it. */
+  readonly #running = new Map<Promise<void>, AbortController>()
+  readonly #totals = { stored: 0, failed: 0, received: 0 }
+  #draining = false
+
+  constructor(options: ServerOptions, storage: Storage, workspace: Workspace, log: Logger) {
+    this.#options = options
+    this.#storage = storage
+    this.#workspace = workspace
+    this.#log = log
+    this.#limits = { ...DEFAULT_LIMITS, ...options.limits }
+    this.#progress =
+      options.progress ??
+      new MemoryProgressStore({
+        ...(options.progressTtl !== undefined && { ttl: options.progressTtl }),
+        ...(options.progressMax !== undefined && { max: options.progressMax }),
+      })
+    this.#disk = disk({ dir: workspace.path, fsync: options.fsync ?? true })
+    const memoryOptions = {
+      ...(options.memoryMax !== undefined && { max: options.memoryMax }),
+      ...(options.memoryTotal !== undefined && { total: options.memoryTotal }),
+    }
+    this.#chain = compose([
+      progress(this.#progress),
+      ...(options.handlers ?? []),
+      memory(memoryOptions),
+      this.#disk,
+    ])
+    const headersTimeout = options.headerTimeout ?? 20_000
+    this.#http = http.createServer({
+      // A steady upload may take all day; silence is watched for by the receiver.
+      requestTimeout: 0,
+      headersTimeout,
+      connectionsCheckingInterval: Math.max(100, Math.min(5000, headersTimeout / 2)),
+    })
+    this.#http.on('request', (req, res) => void this.#handle(req, res))
+    // The same, but the body is only sent once it is asked for.
+    this.#http.on('checkContinue', (req, res) => void this.#handle(req, res, () => res.writeContinue()))
+    this.#http.on('clientError', (error, socket) => this.#refuseBrokenRequest(error, socket as net.Socket))
+  }
+
+  /** Starts listening; resolves to the base URL, with the port that port 0 became. */
+  async listen({ host = DEFAULT_HOST, port = DEFAULT_PORT } = {}): Promise<string> {
+    await new Promise<void>((resolve, reject) => {
+      this.#http.once('error', reject)
+      this.#http.listen(port, host, () => {
+        this.#http.off('error', reject)
+        resolve()
+      })
+    })
+    const { address, family, port: bound } = this.#http.address() as AddressInfo
+    return `http://${family === 'IPv6' ? `[${address}]` : address}:${bound}/`
+  }
+
+  /**
+   * Stops accepting, lets running uploads finish for `grace` milliseconds, refuses the rest with 503,
+   * and closes everything. Progress stays readable on open connections until the last upload ended.
+   */
+  async shutdown({ grace = 0 } = {}): Promise<void> {
+    this.#draining = true
+    const closed = new Promise<void>(resolve => {
+      // Of net, not http: that one also closes the idle connections on which clients poll their progress.
+      net.Server.prototype.close.call(this.#http, () => resolve())
+    })
+    const patience = new AbortController()
+    const uploads = Promise.all(this.#running.keys())
+    await Promise.race([uploads, delay(grace, undefined, { signal: patience.signal }).catch(() => {})])
+    patience.abort()
+    for (const running of this.#running.values()) {
+      running.abort(new UploadError('shutting_down', 'the server is shutting down'))
+    }
+    await Promise.all(this.#running.keys())
+    this.#http.closeIdleConnections()
+    await Promise.race([closed, delay(FLUSH_MS, undefined, { ref: false })])
+    this.#http.closeAllConnections()
+    await this.#disk.close()
+    await this.#progress.close?.()
+    await this.#storage.close?.()
+    await this.#workspace.remove()
+  }
+
+  /** Ends at once, for a process that exits next: temporary files are removed, publications left to recovery. */
+  terminate(): void {
+    this.#http.closeAllConnections()
+    rmSync(this.#workspace.path, { recursive: true, force: true })
+  }
+
+  async #handle(req: IncomingMessage, res: ServerResponse, sendContinue?: () => void): Promise<void> {
+    const started = performance.now()
+    const noted: Noted = { fields: {} }
+    const [path = '/', search] = (req.url ?? '/').split('?', 2)
+    try {
+      if (this.#options.token !== undefined) checkToken(req, this.#options.token)
+      await this.#route(req, res, path, new URLSearchParams(search), noted, sendContinue)
+    } catch (thrown) {
+      const error = UploadError.from(thrown)
+      noted.fields['code'] = error.code
+      if (error.status >= 500) this.#log.error(error.message, { cause: describe(error.cause) })
+      answerProblem(req, res, error, {
+        ...(error.status === 401 && { 'WWW-Authenticate': CHALLENGE }),
+        ...(error.status === 503 && { 'Retry-After': '5' }),
+        ...(error.status === 405 && { Allow: allowed(path) }),
+      })
+      // The client left before an answer could be sent; the log tells what it would have been.
+      if (!res.headersSent) noted.status = error.status
+    }
+    const log = () => this.#logAccess(req, res, path, started, noted)
+    if (res.closed) log()
+    else res.once('close', log)
+  }
+
+  async #route(
+    req: IncomingMessage,
+    res: ServerResponse,
+    path: string,
+    query: URLSearchParams,
+    noted: Noted,
+    sendContinue: (() => void) | undefined,
+  ): Promise<void> {
+    const reading = req.method === 'GET' || req.method === 'HEAD'
+    if (path === ROUTES.upload && req.method === 'POST')
+      return this.#track(req, res, query, noted, sendContinue)
+    if (allowed(path) === '') throw new UploadError('not_found', `there is nothing at ${path.slice(0, 200)}`)
+    if (req.method === 'OPTIONS') return answer(req, res, 204, undefined, { Allow: allowed(path) })
+    if (!reading) throw new UploadError('method_not_allowed', `${req.method} is not allowed here`)
+    if (path === ROUTES.upload) return answer(req, res, 200, PAGE)
+    if (path === ROUTES.health)
+      return answerJson(req, res, this.#draining ? 503 : 200, { ok: !this.#draining })
+    if (path === ROUTES.metrics) return answer(req, res, 200, this.#metrics())
+    await answerProgress(req, res, path, query, this.#progress)
+  }
+
+  /** Runs one upload under the eyes of `shutdown`. */
+  async #track(
+    req: IncomingMessage,
+    res: ServerResponse,
+    query: URLSearchParams,
+    noted: Noted,
+    sendContinue: (() => void) | undefined,
+  ): Promise<void> {
+    if (this.#draining) throw new UploadError('shutting_down', 'the server is shutting down')
+    const upload = new RequestUpload(req, progressIdOf(req, query) ?? randomBytes(16).toString('base64url'))
+    noted.upload = upload
+    const control = new AbortController()
+    const work = this.#upload(req, upload, control.signal, sendContinue).then(
+      receipt => {
+        this.#totals.stored++
+        noted.fields['files'] = receipt.files.length
+        answerJson(req, res, 201, receipt)
+      },
+      error => {
+        this.#totals.failed++
+        throw error
+      },
+    )
+    // Running until the answer is out, and whatever becomes of it.
+    const running = work.then(noop, noop).then(() => {
+      this.#running.delete(running)
+      this.#totals.received += upload.received
+    })
+    this.#running.set(running, control)
+    return work
+  }
+
+  async #upload(
+    req: IncomingMessage,
+    upload: RequestUpload,
+    signal: AbortSignal,
+    sendContinue: (() => void) | undefined,
+  ): Promise<Receipt> {
+    const storage = this.#storage
+    let staged: readonly StagedFile[] = []
+    let receipt: Receipt
+    try {
+      const { fields, files } = await receive(req, upload, {
+        chain: this.#chain,
+        limits: this.#limits,
+        signal,
+        ...(sendContinue && { askForBody: sendContinue }),
+        ...(storage.accepts && { accepts: name => storage.accepts?.(name) }),
+      })
+      staged = files
+      const title = checkForm(fields, files, { titleRequired: this.#options.titleRequired ?? true })
+      await this.#chain.complete(upload, files)
+      const { id, time, from } = upload
+      receipt = { id, title, files: await storage.publish({ id, title, time, from }, files) }
+    } catch (thrown) {
+      const error = UploadError.from(thrown, 'handler_failed', 'completing the upload')
+      await discard(staged)
+      await this.#chain.interrupt(upload, error)
+      throw error
+    }
+    await discard(staged)
+    try {
+      await this.#chain.published(upload, receipt.files)
+    } catch (error) {
+      // The files are stored; that a handler cannot take the news changes nothing for the client.
+      this.#log.error('a handler failed after the upload was stored', {
+        id: upload.id,
+        cause: describe(error),
+      })
+    }
+    return receipt
+  }
+
+  #metrics() {
+    const { stored, failed, received } = this.#totals
+    const body = [
+      '# TYPE uploadr_uploads_running gauge',
+      `uploadr_uploads_running ${this.#running.size}`,
+      '# TYPE uploadr_uploads_total counter',
+      `uploadr_uploads_total{outcome="stored"} ${stored}`,
+      `uploadr_uploads_total{outcome="failed"} ${failed}`,
+      '# TYPE uploadr_received_bytes_total counter',
+      `uploadr_received_bytes_total ${received}`,
+      '',
+    ].join('\n')
+    return { type: 'text/plain; version=0.0.4; charset=utf-8', body }
+  }
+
+  #logAccess(req: IncomingMessage, res: ServerResponse, path: string, started: number, noted: Noted): void {
+    this.#log.info('request', {
+      from: req.socket.remoteAddress,
+      method: req.method,
+      path,
+      status: noted.status ?? res.statusCode,
+      ms: Math.round(performance.now() - started),
+      received: noted.upload?.received,
+      id: noted.upload?.id,
+      ...noted.fields,
+    })
+  }
+
+  /** A request that is no HTTP, or whose head took too long. node has no answer object for it. */
+  #refuseBrokenRequest(error: NodeJS.ErrnoException, socket: net.Socket): void {
+    if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy()
+    const status = { HPE_HEADER_OVERFLOW: 431, ERR_HTTP_REQUEST_TIMEOUT: 408 }[error.code ?? ''] ?? 400
+    this.#log.info('request', { from: socket.remoteAddress, status, code: error.code })
+    socket.end(
+      `HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`,
+    )
+    socket.destroySoon()
+  }
+}
+
+/** The methods of a path, for `Allow`; empty where there is nothing. */
+function allowed(path: string): string {
+  if (path === ROUTES.upload) return 'GET, HEAD, POST, OPTIONS'
+  const known = path === ROUTES.progress || path.startsWith(`${ROUTES.progress}/`)
+  return known || path === ROUTES.health || path === ROUTES.metrics ? 'GET, HEAD, OPTIONS' : ''
+}
+
+async function discard(files: readonly StagedFile[]): Promise<void> {
+  await Promise.all(files.map(file => file.discard()))
+}
+
+function describe(cause: unknown): string | undefined {
+  return cause === undefined
+    ? undefined
+    : cause instanceof Error
+      ? (cause.stack ?? cause.message)
+      : String(cause)
+}
+
+function noop(): void {}

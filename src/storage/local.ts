@@ -1,0 +1,298 @@
+import { randomBytes } from 'node:crypto'
+import { constants } from 'node:fs'
+import { chmod, copyFile, link, lstat, mkdir, open, rename, unlink } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { UploadError } from '../errors.ts'
+import { type Logger, silentLogger } from '../log.ts'
+import type { StoredFile } from '../protocol.ts'
+import { DirectorySync } from './directory-sync.ts'
+import { alternativeName, isPlainName } from './name.ts'
+import { recover } from './recovery.ts'
+import type { StagedFile, Storage, UploadFacts, UploadRecord } from './storage.ts'
+import { Workspace } from './workspace.ts'
+
+/**
+ * What happens where a name is taken: `rename` stores under a free variant of it, `replace` swaps the
+ * old file for the new one in one step, `reject` refuses the upload.
+ */
+export type OnConflict = 'rename' | 'replace' | 'reject'
+export const ON_CONFLICT = ['rename', 'replace', 'reject'] as const satisfies readonly OnConflict[]
+
+export interface LocalStorageOptions {
+  /** Where published files live, by their names. Made where it is missing. */
+  dir: string
+  /** `rename` by default. */
+  onConflict?: OnConflict
+  /** Sync data, names and record to disk before `publish` resolves. True by default. */
+  fsync?: boolean
+  log?: Logger
+}
+
+const FILE_MODE = 0o644
+
+/** The hidden folder in `dir` that holds records and work in progress. */
+export function hiddenFolder(dir: string): string {
+  return join(resolve(dir), '.uploadr')
+}
+
+/**
+ * Files in a local directory. An upload is published in these steps, so that a crash between any two
+ * of them can be completed or undone by the next start (recovery.ts):
+ *
+ *  1. every file goes into this server's staging folder as KEY.0, KEY.1 …, and its data is synced;
+ *  2. the record is written beside them as KEY.json, and the staging folder is synced: from here on
+ *     the upload will be completed, whatever happens;
+ *  3. every file is linked to its final name. link(2) fails where the name exists: nothing is overwritten;
+ *  4. KEY.json moves to the records, and both directories are synced;
+ *  5. the staged links are removed.
+ */
+export class LocalStorage implements Storage {
+  readonly name = 'local'
+  readonly #dir: string
+  readonly #records: string
+  readonly #staging: Workspace
+  readonly #onConflict: OnConflict
+  readonly #fsync: boolean
+  /** The directories of files, records and staging; absent without fsync. */
+  readonly #syncs: { files: DirectorySync; records: DirectorySync; staging: DirectorySync } | undefined
+
+  private constructor(
+    dir: string,
+    staging: Workspace,
+    options: LocalStorageOptions,
+    syncs: { files: DirectorySync; records: DirectorySync; staging: DirectorySync } | undefined,
+  ) {
+    this.#dir = dir
+    this.#records = join(hiddenFolder(dir), 'records')
+    this.#staging = staging
+    this.#onConflict = options.onConflict ?? 'rename'
+    this.#fsync = options.fsync ?? true
+    this.#syncs = syncs
+  }
+
+  /** Makes the directory where needed, completes or clears what a dead server left in it, and opens it. */
+  static async open(options: LocalStorageOptions): Promise<LocalStorage> {
+    const dir = resolve(options.dir)
+    const hidden = hiddenFolder(dir)
+    const records = join(hidden, 'records')
+    await mkdir(dir, { recursive: true })
+    await mkdir(hidden, { mode: 0o700, recursive: true })
+    await mkdir(records, { recursive: true })
+    const parent = join(hidden, 'staging')
+    for (const path of await Workspace.abandoned(parent)) {
+      await recover({ dir, records, staging: path, log: options.log ?? silentLogger })
+    }
+    const staging = await Workspace.create(parent)
+    if (options.fsync === false) return new LocalStorage(dir, staging, options, undefined)
+    return new LocalStorage(dir, staging, options, {
+      files: await DirectorySync.open(dir),
+      records: await DirectorySync.open(records),
+      staging: await DirectorySync.open(staging.path),
+    })
+  }
+
+  /** With `reject`, a taken name is refused before its bytes arrive. */
+  async accepts(name: string): Promise<void> {
+    if (this.#onConflict === 'reject' && (await exists(join(this.#dir, name)))) throw nameTaken(name)
+  }
+
+  async publish(upload: UploadFacts, files: readonly StagedFile[]): Promise<StoredFile[]> {
+    const publication = new Publication(this.#staging.path, this.#records, upload, files)
+    try {
+      await Promise.all(files.map((file, i) => this.#stage(file, publication.staged(i))))
+      await this.#commit(publication)
+      await this.#syncs?.staging.sync()
+      for (const [i, file] of publication.stored.entries()) await this.#giveName(publication, i, file)
+      await rename(publication.intent, publication.record)
+      if (this.#syncs) await Promise.all([this.#syncs.files.sync(), this.#syncs.records.sync()])
+    } catch (error) {
+      await publication.undo()
+      throw UploadError.from(error, 'storage_failed', 'storing the upload')
+    }
+    await publication.clear()
+    return publication.stored
+  }
+
+  /** Closes the directories. Work of publications still running stays for the next start to recover. */
+  async close(): Promise<void> {
+    await this.#staging.removeIfEmpty()
+    if (this.#syncs) await Promise.all(Object.values(this.#syncs).map(sync => sync.close()))
+  }
+
+  /** Step 1: the file's bytes under `target` on the directory's own file system, whole and synced. */
+  async #stage(file: StagedFile, target: string): Promise<void> {
+    if (!isPlainName(file.name)) throw new UploadError('storage_failed', 'a file name is not a plain name')
+    if (file.path === undefined) {
+      await writeWhole(target, file.bytes ?? new Uint8Array(), this.#fsync)
+      return
+    }
+    let synced = file.durable === true
+    try {
+      await rename(file.path, target)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error
+      await copyFile(file.path, target, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE)
+      synced = false
+    }
+    await chmod(target, FILE_MODE)
+    if (this.#fsync && !synced) await syncFile(target)
+  }
+
+  /** Step 2, and again where a name turned out to be taken: the intent is replaced in one step. */
+  async #commit(publication: Publication): Promise<void> {
+    const record = Buffer.from(`${JSON.stringify(publication.document)}\n`)
+    if (!publication.committed) {
+      await writeWhole(publication.intent, record, this.#fsync)
+      publication.committed = true
+      return
+    }
+    const replacement = `${publication.intent}.new`
+    await writeWhole(replacement, record, this.#fsync)
+    await rename(replacement, publication.intent)
+    await this.#syncs?.staging.sync()
+  }
+
+  /** Step 3 for one file. */
+  async #giveName(publication: Publication, i: number, file: StoredFile): Promise<void> {
+    const staged = publication.staged(i)
+    for (let tries = 0; tries < 100; tries++) {
+      const target = join(this.#dir, file.name)
+      try {
+        if (this.#onConflict === 'replace') await publication.replace(staged, target)
+        else await publication.link(staged, target)
+        return
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+        if (this.#onConflict !== 'rename') throw nameTaken(file.name)
+      }
+      file.name = alternativeName(file.sentAs)
+      await this.#commit(publication)
+    }
+    throw nameTaken(file.sentAs)
+  }
+}
+
+/** One upload on its way to its names, and how to take it back. */
+class Publication {
+  readonly document: UploadRecord
+  readonly intent: string
+  readonly record: string
+  committed = false
+  readonly #base: string
+  readonly #undo: (() => Promise<void>)[] = []
+  readonly #backups: string[] = []
+
+  constructor(staging: string, records: string, upload: UploadFacts, files: readonly StagedFile[]) {
+    // The names of records sort by time; the random half keeps two of one millisecond apart.
+    const key = `${upload.time.toISOString().replace(/[-:.]/g, '')}-${randomBytes(6).toString('hex')}`
+    this.#base = join(staging, key)
+    this.intent = `${this.#base}.json`
+    this.record = join(records, `${key}.json`)
+    this.document = {
+      id: upload.id,
+      title: upload.title,
+      time: upload.time.toISOString(),
+      from: upload.from,
+      files: files.map(({ field, name, size, type, sha256, handler }) => {
+        return { field, name, sentAs: name, size, type, sha256, handler }
+      }),
+    }
+  }
+
+  get stored(): StoredFile[] {
+    return this.document.files
+  }
+
+  staged(i: number): string {
+    return `${this.#base}.${i}`
+  }
+
+  async link(staged: string, target: string): Promise<void> {
+    try {
+      await link(staged, target)
+    } catch (error) {
+      if (!NO_HARD_LINKS.has(String((error as NodeJS.ErrnoException).code))) throw error
+      // FAT, exFAT and some network file systems have no hard links. Only a look before the rename
+      // protects the name there: another program that takes it in between loses its file.
+      if (await exists(target)) throw Object.assign(new Error('exists'), { code: 'EEXIST' })
+      await rename(staged, target)
+    }
+    this.#undo.push(() => unlink(target))
+  }
+
+  /** The old file keeps a second link until the upload is published, so that a failure can bring it back. */
+  async replace(staged: string, target: string): Promise<void> {
+    const backup = `${staged}.old`
+    try {
+      await link(target, backup)
+      this.#backups.push(backup)
+      this.#undo.push(() => rename(backup, target))
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      // link(2) of a directory is EPERM: a file cannot replace it.
+      if (code !== 'ENOENT' && (await isDirectory(target)))
+        throw Object.assign(new Error(), { code: 'EEXIST' })
+      if (code === 'ENOENT') this.#undo.push(() => unlink(target))
+    }
+    await rename(staged, target)
+  }
+
+  /** Takes every name back and removes every trace. Best effort: what cannot be undone now, recovery completes. */
+  async undo(): Promise<void> {
+    for (const step of this.#undo.reverse()) await step().catch(() => {})
+    await remove(this.record)
+    await this.clear()
+    await remove(`${this.intent}.new`)
+    await remove(this.intent)
+  }
+
+  /** Removes what was only needed on the way. */
+  async clear(): Promise<void> {
+    await Promise.all([...this.stored.map((_, i) => remove(this.staged(i))), ...this.#backups.map(remove)])
+  }
+}
+
+const NO_HARD_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS'])
+
+function nameTaken(name: string): UploadError {
+  return new UploadError('name_taken', `a file named ${name} is stored already`)
+}
+
+async function writeWhole(path: string, bytes: Uint8Array, sync: boolean): Promise<void> {
+  const handle = await open(path, 'wx', FILE_MODE)
+  try {
+    await handle.writeFile(bytes)
+    // The process's umask may have taken bits away that the file is promised to have.
+    await handle.chmod(FILE_MODE)
+    if (sync) await handle.datasync()
+  } finally {
+    await handle.close()
+  }
+}
+
+async function syncFile(path: string): Promise<void> {
+  const handle = await open(path, 'r')
+  try {
+    await handle.datasync()
+  } finally {
+    await handle.close()
+  }
+}
+
+async function remove(path: string): Promise<void> {
+  await unlink(path).catch(() => {})
+}
+
+async function exists(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  )
+}
+
+async function isDirectory(path: string): Promise<boolean> {
+  return lstat(path).then(
+    stats => stats.isDirectory(),
+    () => false,
+  )
+}

@@ -1,0 +1,62 @@
+import type { StoredFile } from '../protocol.ts'
+
+export type Awaitable<T> = T | Promise<T>
+
+/**
+ * A file that a handler has received whole and nobody can see yet: what a handler's sink hands over
+ * on close and a storage publishes. Its bytes are in memory (`bytes`) or in a file (`path`).
+ */
+export interface StagedFile {
+  readonly field: string
+  /** A cleaned base name: never empty, `.`, `..`, nor with a separator; at most 255 UTF-8 bytes. */
+  readonly name: string
+  readonly type: string
+  /** Bytes. */
+  readonly size: number
+  /** Lower-case hexadecimal, of the bytes staged. */
+  readonly sha256: string
+  /** The name of the handler that staged it. */
+  readonly handler: string
+  readonly bytes?: Uint8Array
+  readonly path?: string
+  /** True where `path` has been synced to disk: a storage that renames it need not sync its data again. */
+  readonly durable?: boolean
+  /** Releases the bytes or removes the file. A storage may have moved `path` away before; calling twice is harmless. */
+  discard(): Awaitable<void>
+}
+
+/** What a storage is told of the upload whose files it publishes. */
+export interface UploadFacts {
+  readonly id: string
+  readonly title: string
+  /** When the request arrived. */
+  readonly time: Date
+  /** The client's address. */
+  readonly from: string
+}
+
+/** The small JSON document kept for each upload. */
+export interface UploadRecord {
+  id: string
+  title: string
+  /** ISO 8601, UTC. */
+  time: string
+  from: string
+  files: StoredFile[]
+}
+
+/**
+ * Where published files live. The server calls `accepts` when a file part opens and `publish` once
+ * per upload, after every file of it was staged and the form was found right.
+ */
+export interface Storage {
+  readonly name: string
+  /** May refuse a file by its name before its bytes arrive, by throwing an UploadError. */
+  accepts?(name: string): Awaitable<void>
+  /**
+   * Gives every file its name, all or none, and writes the upload's record. Resolves when both are as
+   * durable as the storage promises. On failure nothing of the upload is left and an UploadError is thrown.
+   */
+  publish(upload: UploadFacts, files: readonly StagedFile[]): Promise<StoredFile[]>
+  close?(): Awaitable<void>
+}

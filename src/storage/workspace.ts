@@ -1,0 +1,109 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { readFileSync, readlinkSync } from 'node:fs'
+import { lstat, mkdir, readdir, rm, rmdir, utimes } from 'node:fs/promises'
+import os from 'node:os'
+import { join } from 'node:path'
+
+const PREFIX = 'uploadr-'
+const NAME = /^uploadr-(\d+)-(\d+)-([0-9a-f]{8})-([0-9a-f]{8})-[0-9a-f]{12}$/
+const HEARTBEAT_MS = 30_000
+const SILENT_MS = 10 * HEARTBEAT_MS
+
+/**
+ * A private folder (0700) of one running server below a folder that several may share. The owner's
+ * identity is in the name, so that the mkdir that makes the folder is also what claims it: after a
+ * crash the next server knows whose it was and whether that process still lives.
+ *
+ * A process on this kernel is known by its pid and start time. One of another boot, container or
+ * machine cannot be seen; it keeps its folder's mtime fresh, and a folder long silent is dead.
+ */
+export class Workspace {
+  readonly path: string
+  #heartbeat: NodeJS.Timeout
+
+  private constructor(path: string) {
+    this.path = path
+    this.#heartbeat = setInterval(() => {
+      const now = new Date()
+      utimes(path, now, now).catch(() => {})
+    }, HEARTBEAT_MS).unref()
+  }
+
+  /** Makes a workspace below `parent`, which is made too where it is missing. */
+  static async create(parent: string): Promise<Workspace> {
+    await mkdir(parent, { recursive: true })
+    const me = identity(process.pid)
+    const name = `${PREFIX}${process.pid}-${me.started}-${me.boot}-${me.space}-${randomBytes(6).toString('hex')}`
+    const path = join(parent, name)
+    await mkdir(path, { mode: 0o700 })
+    return new Workspace(path)
+  }
+
+  /** The workspaces below `parent` whose servers are gone. Those of other users and links are left alone. */
+  static async abandoned(parent: string): Promise<string[]> {
+    const found: string[] = []
+    const entries = await readdir(parent, { withFileTypes: true }).catch(error => {
+      if (error.code === 'ENOENT') return []
+      throw error
+    })
+    for (const entry of entries) {
+      const match = entry.isDirectory() && NAME.exec(entry.name)
+      if (!match) continue
+      const path = join(parent, entry.name)
+      const stats = await lstat(path).catch(() => undefined)
+      if (!stats?.isDirectory() || (process.getuid && stats.uid !== process.getuid())) continue
+      const [, pid, started, boot, space] = match
+      if (isDead(Number(pid), String(started), String(boot), String(space), stats.mtimeMs)) found.push(path)
+    }
+    return found
+  }
+
+  /** Removes the folder and what is in it. */
+  async remove(): Promise<void> {
+    clearInterval(this.#heartbeat)
+    await rm(this.path, { recursive: true, force: true })
+  }
+
+  /** Removes the folder if nothing is in it; what is in it is for the next start to recover. */
+  async removeIfEmpty(): Promise<void> {
+    clearInterval(this.#heartbeat)
+    await rmdir(this.path).catch(() => {})
+  }
+}
+
+function isDead(pid: number, started: string, boot: string, space: string, mtimeMs: number): boolean {
+  const here = identity(pid)
+  if (boot === here.boot && space === here.space) return here.started !== started
+  const booted = Date.now() - os.uptime() * 1000
+  return mtimeMs < booted || Date.now() - mtimeMs > SILENT_MS
+}
+
+/** What tells a process from every other that had or will have its pid. */
+function identity(pid: number): { started: string; boot: string; space: string } {
+  return {
+    started: startTime(pid),
+    boot: shortHash(attempt(() => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8')) ?? os.hostname()),
+    space: shortHash(`${os.hostname()} ${attempt(() => readlinkSync('/proc/self/ns/pid')) ?? ''}`),
+  }
+}
+
+/** Clock ticks from boot to the start of the process (proc(5), field 22 of stat); `0` where /proc is missing. */
+function startTime(pid: number): string {
+  const stat = attempt(() => readFileSync(`/proc/${pid}/stat`, 'utf8'))
+  // The second field is the command in parentheses and may hold anything, parentheses included.
+  if (stat) return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '0'
+  if (process.platform === 'linux') return 'gone'
+  return attempt(() => process.kill(pid, 0)) ? '0' : 'gone'
+}
+
+function attempt<T>(read: () => T): T | undefined {
+  try {
+    return read()
+  } catch {
+    return undefined
+  }
+}
+
+function shortHash(text: string): string {
+  return createHash('sha256').update(text).digest('hex').slice(0, 8)
+}

@@ -1,0 +1,104 @@
+import stringWidth from 'string-width'
+import type { PushProgress } from '../client/push.ts'
+import { printable } from '../log.ts'
+import { formatDuration, formatSize } from '../units.ts'
+
+export interface BarState extends PushProgress {
+  name: string
+  /** Bytes per second. */
+  rate: number
+}
+
+const NAME_MIN = 8
+const BAR_MIN = 8
+const BAR_MAX = 60
+/** A rate below this, in bytes per second, is no rate to predict from. */
+const RATE_MIN = 1
+
+/**
+ * One line, narrower than `columns`: name, bar, and as many of the numbers as fit, the least
+ * important dropped first. `paint` colours the filled part of the bar.
+ */
+export function barLine(
+  state: BarState,
+  columns: number,
+  paint: (text: string) => string = text => text,
+): string {
+  // The last column stays free: some terminals wrap as soon as it is written.
+  const width = Math.max(1, columns - 1)
+  const numbers = fitNumbers(state, width)
+  const tail = numbers.join('  ')
+  const room = width - stringWidth(tail) - 4
+  const nameWidth = Math.max(NAME_MIN, Math.min(stringWidth(printable(state.name)), Math.floor(room / 2), 40))
+  const barWidth = Math.min(BAR_MAX, room - nameWidth)
+  if (barWidth < BAR_MIN) return cutToWidth(tail, width)
+  const name = padToWidth(cutToWidth(printable(state.name), nameWidth), nameWidth)
+  return `${name}  ${drawBar(state, barWidth, paint)}  ${tail}`
+}
+
+/** Percent, as much as may be claimed while the server has not said done: never 100. Undefined for an unknown size. */
+export function percent({ received, size }: Pick<PushProgress, 'received' | 'size'>): number | undefined {
+  return size === undefined ? undefined : Math.min(99, Math.floor((received / size) * 100))
+}
+
+function fitNumbers(state: BarState, width: number): string[] {
+  const share = percent(state)
+  const { received, size, rate, source } = state
+  const of = size === undefined ? '' : ` / ${formatSize(size)}`
+  // In order of appearance, each with its rank: 0 is dropped last.
+  const numbers = [
+    { rank: 0, text: share === undefined ? formatSize(received) : `${String(share).padStart(2)}%` },
+    { rank: 3, text: share === undefined ? '' : `${formatSize(received)}${of}` },
+    { rank: 2, text: `${formatSize(rate)}/s` },
+    { rank: 4, text: eta(state) },
+    { rank: 1, text: source === 'client' ? 'sent' : '' },
+  ].filter(({ text }) => text !== '')
+  const wide = () => stringWidth(numbers.map(({ text }) => text).join('  ')) + 4 + NAME_MIN + BAR_MIN > width
+  while (numbers.length > 1 && wide()) {
+    const last = Math.max(...numbers.map(({ rank }) => rank))
+    numbers.splice(
+      numbers.findIndex(({ rank }) => rank === last),
+      1,
+    )
+  }
+  return numbers.map(({ text }) => text)
+}
+
+function eta({ received, size, rate }: BarState): string {
+  if (size === undefined) return ''
+  if (rate < RATE_MIN) return received > 0 ? 'stalled' : ''
+  const ms = ((size - received) / rate) * 1000
+  return ms < 100 * 3_600_000
+    ? `eta ${formatDuration(Math.max(1000, Math.round(ms / 1000) * 1000)).replace('.0', '')}`
+    : ''
+}
+
+function drawBar(state: BarState, width: number, paint: (text: string) => string): string {
+  const { received, size } = state
+  if (size === undefined) {
+    // Nothing to be a part of: a mark that moves with every 256 KiB received.
+    const place = Math.floor(received / (256 * 1024)) % Math.max(1, width - 2)
+    return `${'·'.repeat(place)}${paint('███')}${'·'.repeat(Math.max(0, width - 3 - place))}`
+  }
+  const filled = Math.floor((Math.min(99, percent(state) ?? 0) / 100) * width)
+  return `${paint('█'.repeat(filled))}${'░'.repeat(width - filled)}`
+}
+
+const graphemes = new Intl.Segmenter(undefined, { granularity: 'grapheme' })
+
+/** Cut to a display width, with an ellipsis where something is missing. */
+export function cutToWidth(text: string, width: number): string {
+  if (stringWidth(text) <= width) return text
+  let cut = ''
+  let used = 1
+  for (const { segment } of graphemes.segment(text)) {
+    used += stringWidth(segment)
+    if (used > width) break
+    cut += segment
+  }
+  return `${cut}…`
+}
+
+function padToWidth(text: string, width: number): string {
+  return text + ' '.repeat(Math.max(0, width - stringWidth(text)))
+}

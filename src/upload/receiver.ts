@@ -1,0 +1,398 @@
+import type { IncomingMessage } from 'node:http'
+import type { Readable, Writable } from 'node:stream'
+import busboy from 'busboy'
+import { UploadError } from '../errors.ts'
+import type { Phase } from '../protocol.ts'
+import type { Awaitable, StagedFile } from '../storage/storage.ts'
+import { formatDuration, formatSize, plural } from '../units.ts'
+import { cleanFileName } from './filename.ts'
+import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
+
+export interface ReceiveLimits {
+  /** Bytes of the whole body. */
+  body: number
+  /** Bytes of all fields together, names and values. */
+  fieldBytes: number
+  fields: number
+  files: number
+  /** Milliseconds without a byte from the client, while it is its turn to send. */
+  idle: number
+}
+
+/** Django's limits on fields and files; a body of at most 16 GiB; a minute of silence. */
+export const DEFAULT_LIMITS: ReceiveLimits = {
+  body: 16 * 1024 ** 3,
+  fieldBytes: 2_621_440,
+  fields: 1000,
+  files: 100,
+  idle: 60_000,
+}
+
+export interface ReceiveOptions {
+  /** The composed chain. */
+  chain: Required<UploadHandler>
+  limits: ReceiveLimits
+  /** Called once the request is accepted, before its body is read: the moment to send 100 Continue. */
+  askForBody?: () => void
+  /** May refuse a file by its cleaned name before its bytes are stored. */
+  accepts?: (name: string) => Awaitable<void>
+  /** Fails the reception with the signal's reason, an UploadError. */
+  signal?: AbortSignal
+}
+
+export interface Received {
+  /** Values by field name, in order of arrival. */
+  fields: ReadonlyMap<string, readonly string[]>
+  files: readonly StagedFile[]
+}
+
+/** The `Upload` of one request. */
+export class RequestUpload implements Upload {
+  readonly id: string
+  readonly size: number | undefined
+  readonly headers: IncomingMessage['headers']
+  readonly from: string
+  readonly time = new Date()
+  received = 0
+  phase: Phase = 'receiving'
+
+  constructor(req: IncomingMessage, id: string) {
+    this.id = id
+    this.headers = req.headers
+    this.from = req.socket.remoteAddress ?? ''
+    const length = req.headers['content-length']
+    this.size = length === undefined ? undefined : Number(length)
+  }
+}
+
+/**
+ * Reads one multipart request through a chain of handlers. Resolves when every byte has arrived, the
+ * form was read to its end and every file is staged. On any failure every sink is aborted and every
+ * staged file discarded before the promise rejects with an UploadError; the request itself is left
+ * readable, so that the caller can still answer it.
+ */
+export async function receive(
+  req: IncomingMessage,
+  upload: RequestUpload,
+  options: ReceiveOptions,
+): Promise<Received> {
+  try {
+    // First, so that whoever asks by the id is told of a refusal too.
+    await options.chain.begin(upload)
+  } catch (error) {
+    throw UploadError.from(error, 'handler_failed', 'beginning the upload')
+  }
+  const parser = checkHead(req, upload, options.limits)
+  // Neither event comes again where the client left, or the server gave up, while handlers were thinking.
+  if (options.signal?.aborted) throw options.signal.reason
+  if (req.destroyed) throw clientGone(upload)
+  return new Reception(req, upload, options, parser).result
+}
+
+/** Everything that can be known of a request before its body. */
+function checkHead(req: IncomingMessage, upload: RequestUpload, limits: ReceiveLimits): busboy.Busboy {
+  const { size } = upload
+  if (size !== undefined && size > limits.body) throw bodyTooLarge(limits.body, size)
+  const type = req.headers['content-type'] ?? ''
+  const mediaType = type.split(';', 1)[0]?.trim().toLowerCase()
+  if (mediaType !== 'multipart/form-data') {
+    const sent = mediaType ? `not ${mediaType}` : 'and the request has no Content-Type'
+    throw new UploadError('unsupported_media_type', `an upload is sent as multipart/form-data, ${sent}`)
+  }
+  try {
+    return busboy({
+      headers: { 'content-type': type },
+      defParamCharset: 'utf8',
+      // Counted here instead: busboy's own limits skip in silence, or flag what is just within.
+      limits: { fieldSize: limits.fieldBytes + 1 },
+    })
+  } catch (cause) {
+    throw new UploadError(
+      'malformed_body',
+      `the Content-Type has no usable boundary: ${type.slice(0, 200)}`,
+      { cause },
+    )
+  }
+}
+
+/**
+ * One body on its way through busboy. busboy and node report the end of things in many voices, some
+ * more than once (each case is in test/receiver.test.ts), so there is one way out for success, when
+ * the parser has closed and all files are staged, and one for failure, `fail`, which acts once.
+ */
+class Reception {
+  readonly result: Promise<Received>
+  readonly #req: IncomingMessage
+  readonly #upload: RequestUpload
+  readonly #options: ReceiveOptions
+  readonly #parser: busboy.Busboy
+  readonly #fields = new Map<string, string[]>()
+  /** By file part, in order; a skipped one stays undefined. */
+  readonly #staged: (StagedFile | undefined)[] = []
+  /** Every file part on its way from open to staged or aborted; none of these rejects. */
+  readonly #transfers: Promise<void>[] = []
+  #failure: UploadError | undefined
+  #failed!: (error: UploadError) => void
+  #fieldCount = 0
+  #fieldBytes = 0
+  #fileCount = 0
+  #delimiters = 0
+  /** Handlers that hold the body back: while there are any, silence is not the client's. */
+  #holding = 0
+  #idleCheck: NodeJS.Timeout | undefined
+
+  constructor(req: IncomingMessage, upload: RequestUpload, options: ReceiveOptions, parser: busboy.Busboy) {
+    this.#req = req
+    this.#upload = upload
+    this.#options = options
+    this.#parser = parser
+    this.result = this.#run()
+  }
+
+  async #run(): Promise<Received> {
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.#failed = reject
+        this.#listenToParser(resolve)
+        this.#listenToRequest()
+        this.#options.askForBody?.()
+      })
+      this.#upload.phase = 'storing'
+      await Promise.all(this.#transfers)
+      if (this.#failure) throw this.#failure
+      return { fields: this.#fields, files: this.#staged.filter(file => file !== undefined) }
+    } catch (error) {
+      await Promise.all(this.#transfers)
+      await Promise.all(this.#staged.map(file => file?.discard()))
+      throw error
+    } finally {
+      clearInterval(this.#idleCheck)
+    }
+  }
+
+  #listenToRequest(): void {
+    const req = this.#req
+    const { limits, signal } = this.#options
+    req.on('data', this.#onData)
+    req.on('end', this.#onEnd)
+    req.on('error', noop)
+    req.once('close', () => {
+      if (!req.complete) this.#fail(clientGone(this.#upload))
+    })
+    signal?.addEventListener('abort', () => this.#fail(signal.reason))
+    if (limits.idle > 0) this.#watchForSilence(limits.idle)
+  }
+
+  readonly #onData = (chunk: Buffer): void => {
+    const upload = this.#upload
+    upload.received += chunk.length
+    const { body } = this.#options.limits
+    if (upload.received > body) return this.#fail(bodyTooLarge(body))
+    if (!this.#parser.write(chunk)) {
+      this.#req.pause()
+      this.#parser.once('drain', this.#onDrain)
+    }
+  }
+
+  readonly #onDrain = (): void => {
+    if (!this.#failure) this.#req.resume()
+  }
+
+  readonly #onEnd = (): void => {
+    if (this.#req.complete) this.#parser.end()
+  }
+
+  #listenToParser(finished: () => void): void {
+    const parser = this.#parser
+    // For ever: busboy emits more than one error, and an error nobody listens to ends the process.
+    parser.on('error', (cause: Error) => {
+      const truncated = cause.message === 'Unexpected end of form'
+      const why = truncated ? 'the form ends before its closing boundary' : 'a part has a malformed header'
+      this.#fail(new UploadError(truncated ? 'truncated_body' : 'malformed_body', why, { cause }))
+    })
+    parser.on('file', (field, stream, info) => this.#onFile(field, stream, info))
+    parser.on('field', (field, value, info) => this.#onField(field, value, info))
+    parser.on('close', () => {
+      if (this.#failure) return
+      const parts = this.#fieldCount + this.#fileCount
+      const lost = this.#delimiters - 1 - parts
+      if (lost > 0)
+        return this.#fail(malformed(`${plural(lost, 'part')} of ${parts + lost} could not be read`))
+      finished()
+    })
+    countDelimiters(parser, () => this.#delimiters++)
+  }
+
+  #onField(field: string | undefined, value: string | undefined, info: busboy.FieldInfo): void {
+    if (this.#failure) return
+    const { fields, fieldBytes } = this.#options.limits
+    if (++this.#fieldCount > fields) {
+      return this.#fail(
+        new UploadError('too_many_fields', `the form has more than ${plural(fields, 'field')}`),
+      )
+    }
+    if (field === undefined) return this.#fail(malformed('a field has no name'))
+    if (value === undefined) return this.#fail(malformed(`the field ${field} is in an unsupported charset`))
+    const encodingError = checkEncoding(field, info.encoding)
+    if (encodingError) return this.#fail(encodingError)
+    this.#fieldBytes += Buffer.byteLength(field) + Buffer.byteLength(value)
+    if (this.#fieldBytes > fieldBytes) {
+      return this.#fail(
+        new UploadError('fields_too_large', `the form's fields are larger than ${formatSize(fieldBytes)}`),
+      )
+    }
+    const values = this.#fields.get(field)
+    if (values) values.push(value)
+    else this.#fields.set(field, [value])
+  }
+
+  #onFile(field: string | undefined, stream: Readable, info: busboy.FileInfo): void {
+    // An unfinished file stream has an error of its own, told already by the parser's.
+    stream.on('error', noop)
+    if (this.#failure) return void stream.resume()
+    const { files } = this.#options.limits
+    if (++this.#fileCount > files) {
+      stream.resume()
+      return this.#fail(new UploadError('too_many_files', `the form has more than ${plural(files, 'file')}`))
+    }
+    if (field === undefined) return this.#fail(malformed('a file has no field name'))
+    const encodingError = checkEncoding(field, info.encoding)
+    if (encodingError) return this.#fail(encodingError)
+    const name = cleanFileName(info.filename ?? '')
+    // What a browser sends for an input left empty, and names such as `..`: no file, by Django's rules.
+    if (name === undefined) return void stream.resume()
+    const place = this.#staged.push(undefined) - 1
+    this.#transfers.push(this.#transfer({ field, name, type: info.mimeType }, stream, place))
+  }
+
+  /** One file, from the opening of its sink to staged or aborted. Never rejects. */
+  async #transfer(file: FileInfo, stream: Readable, place: number): Promise<void> {
+    let sink: FileSink | undefined
+    try {
+      await this.#hold(this.#options.accepts?.(file.name))
+      sink = await this.#hold(this.#options.chain.open(file, noHandler, this.#upload))
+      if (!this.#failure) await this.#pour(stream, sink)
+    } catch (error) {
+      this.#fail(UploadError.from(error, 'handler_failed', `receiving ${file.name}`))
+    }
+    try {
+      if (!this.#failure) this.#staged[place] = await sink?.close()
+      else await sink?.abort(this.#failure)
+    } catch (error) {
+      this.#fail(UploadError.from(error, 'handler_failed', `storing ${file.name}`))
+    }
+  }
+
+  /** Feeds the sink from the part; resolves at its end, or after a failure, when no write is pending any more. */
+  #pour(stream: Readable, sink: FileSink): Promise<void> {
+    return new Promise((resolve, reject) => {
+      let writing = false
+      let ended = false
+      const finish = () => {
+        ended = true
+        // `end` comes even while the last write is pending.
+        if (!writing) resolve()
+      }
+      stream.on('data', chunk => {
+        if (this.#failure) return
+        try {
+          const wait = sink.write(chunk)
+          if (!wait) return
+          writing = true
+          stream.pause()
+          this.#hold(wait).then(() => {
+            writing = false
+            if (ended) resolve()
+            else stream.resume()
+          }, reject)
+        } catch (error) {
+          reject(error)
+        }
+      })
+      stream.once('end', finish)
+      stream.once('close', finish)
+    })
+  }
+
+  async #hold<T>(wait: Awaitable<T>): Promise<T> {
+    this.#holding++
+    try {
+      return await wait
+    } finally {
+      this.#holding--
+    }
+  }
+
+  #watchForSilence(idle: number): void {
+    let seen = -1
+    let since = performance.now()
+    this.#idleCheck = setInterval(
+      () => {
+        const now = performance.now()
+        if (this.#upload.received !== seen || this.#holding > 0 || this.#req.complete) {
+          seen = this.#upload.received
+          since = now
+        } else if (now - since >= idle) {
+          this.#fail(new UploadError('idle_timeout', `nothing was received for ${formatDuration(idle)}`))
+        }
+      },
+      Math.max(10, idle / 8),
+    ).unref()
+  }
+
+  /** The one way out for every failure: the body is no longer read, and what is open closes itself. */
+  #fail(error: UploadError): void {
+    if (this.#failure) return
+    this.#failure = error
+    this.#req.off('data', this.#onData)
+    this.#req.off('end', this.#onEnd)
+    this.#req.pause()
+    // Not from within the parser's own events: busboy's destroy() is not safe there.
+    process.nextTick(() => this.#parser.destroy())
+    this.#failed(error)
+  }
+}
+
+/**
+ * busboy drops parts that it cannot make sense of without any event: a raw quote in a file name, a
+ * missing disposition, a file cut by its own boundary. Its search for the delimiter sees them all,
+ * and busboy 1.6.0 is final, so the count is taken there; a test fails if its inside ever changes.
+ */
+function countDelimiters(parser: Writable, found: () => void): void {
+  const search = (parser as unknown as { _bparser: { _cb: (isMatch: boolean, ...rest: unknown[]) => void } })
+    ._bparser
+  const inner = search._cb
+  search._cb = (isMatch, ...rest) => {
+    if (isMatch) found()
+    inner(isMatch, ...rest)
+  }
+}
+
+/** RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded. */
+function checkEncoding(field: string, encoding: string): UploadError | undefined {
+  if (encoding === '7bit' || encoding === '8bit' || encoding === 'binary') return undefined
+  return malformed(`the part ${field} has Content-Transfer-Encoding ${encoding}, which is not supported`)
+}
+
+function noHandler(file: FileInfo): never {
+  throw new UploadError('handler_failed', `no upload handler took ${file.name}`)
+}
+
+function malformed(detail: string): UploadError {
+  return new UploadError('malformed_body', detail)
+}
+
+function bodyTooLarge(limit: number, size?: number): UploadError {
+  const sent = size === undefined ? '' : `: it has ${formatSize(size)} (${size} bytes)`
+  return new UploadError(
+    'body_too_large',
+    `the upload is larger than ${formatSize(limit)} (${limit} bytes)${sent}`,
+  )
+}
+
+function clientGone({ received, size }: Upload): UploadError {
+  const of = size === undefined ? '' : ` of ${size}`
+  return new UploadError('truncated_body', `the client left after ${received}${of} bytes`)
+}
+
+function noop(): void {}
