@@ -57,8 +57,8 @@ export interface StoredFile {
   size: number
   /** The media type the client declared, without parameters. */
   type: string
-  /** Lower-case hexadecimal, of the stored bytes. */
-  sha256: string
+  /** Lower-case hexadecimal, of the stored bytes; absent where the server was told to compute none. */
+  sha256?: string
   /** The upload handler that staged it. */
   handler: string
 }

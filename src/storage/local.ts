@@ -194,7 +194,7 @@ class Publication {
       time: upload.time.toISOString(),
       from: upload.from,
       files: files.map(({ field, name, size, type, sha256, handler }) => {
-        return { field, name, sentAs: name, size, type, sha256, handler }
+        return { field, name, sentAs: name, size, type, ...(sha256 !== undefined && { sha256 }), handler }
       }),
     }
   }

@@ -13,8 +13,8 @@ export interface StagedFile {
   readonly type: string
   /** Bytes. */
   readonly size: number
-  /** Lower-case hexadecimal, of the bytes staged. */
-  readonly sha256: string
+  /** Lower-case hexadecimal, of the bytes staged; undefined where none is computed. */
+  readonly sha256?: string | undefined
   /** The name of the handler that staged it. */
   readonly handler: string
   readonly bytes?: Uint8Array

@@ -12,6 +12,8 @@ export interface MemoryOptions {
   max?: number
   /** What all requests together may hold, in bytes; whoever finds it used up goes to the next handler. */
   total?: number
+  /** Compute every file's digest. True by default. */
+  sha256?: boolean
 }
 
 /**
@@ -20,6 +22,7 @@ export interface MemoryOptions {
  * file in hand spills to the next handler and the later ones go there directly.
  */
 export function memory(options: MemoryOptions = {}): UploadHandler {
+  const hashing = options.sha256 ?? true
   const budget = new Budget(options.max ?? MEMORY_MAX, options.total ?? MEMORY_TOTAL)
   return {
     name: 'memory',
@@ -27,8 +30,8 @@ export function memory(options: MemoryOptions = {}): UploadHandler {
       if (upload.size !== undefined) budget.reserve(upload, upload.size)
     },
     open(file, next, upload) {
-      if (upload.size === undefined) return new SpillingSink(file, next, upload, budget)
-      return budget.held(upload) > 0 ? new MemorySink(file) : next(file)
+      if (upload.size === undefined) return new SpillingSink(file, next, upload, budget, hashing)
+      return budget.held(upload) > 0 ? new MemorySink(file, hashing) : next(file)
     },
     published: upload => budget.release(upload),
     interrupt: upload => budget.release(upload),
@@ -69,10 +72,12 @@ class Budget {
 
 class MemorySink implements FileSink {
   readonly #file: FileInfo
+  readonly #hashing: boolean
   #chunks: Uint8Array[] = []
 
-  constructor(file: FileInfo) {
+  constructor(file: FileInfo, hashing: boolean) {
     this.#file = file
+    this.#hashing = hashing
   }
 
   write(chunk: Uint8Array): void {
@@ -83,7 +88,7 @@ class MemorySink implements FileSink {
     // One buffer: the chunks are views of larger socket buffers, which this lets go.
     const bytes = this.#chunks.length === 1 ? (this.#chunks[0] as Uint8Array) : Buffer.concat(this.#chunks)
     this.#chunks = []
-    return new MemoryFile(this.#file, bytes, await sha256(bytes))
+    return new MemoryFile(this.#file, bytes, this.#hashing ? await sha256(bytes) : undefined)
   }
 
   abort(): void {
@@ -104,9 +109,9 @@ class MemoryFile implements StagedFile {
   readonly type: string
   readonly handler = 'memory'
   readonly bytes: Uint8Array
-  readonly sha256: string
+  readonly sha256: string | undefined
 
-  constructor(file: FileInfo, bytes: Uint8Array, sha256: string) {
+  constructor(file: FileInfo, bytes: Uint8Array, sha256: string | undefined) {
     this.field = file.field
     this.name = file.name
     this.type = file.type
@@ -131,12 +136,12 @@ class SpillingSink implements FileSink {
   #held = 0
   #spilled: FileSink | undefined
 
-  constructor(file: FileInfo, next: OpenFile, upload: Upload, budget: Budget) {
+  constructor(file: FileInfo, next: OpenFile, upload: Upload, budget: Budget, hashing: boolean) {
     this.#file = file
     this.#next = next
     this.#upload = upload
     this.#budget = budget
-    this.#memory = new MemorySink(file)
+    this.#memory = new MemorySink(file, hashing)
   }
 
   write(chunk: Uint8Array): void | Promise<void> {
