@@ -60,8 +60,10 @@ export interface PushResult {
   name: string
   /** Bytes of the file. */
   size: number
-  /** What both sides computed. */
+  /** Of the bytes sent, lower-case hexadecimal. */
   sha256: string
+  /** True where the server computed the same digest; false where it computes none. A different one rejects. */
+  verified: boolean
   /** From the first byte read to the server's answer, in milliseconds. */
   ms: number
   receipt: Receipt
@@ -316,12 +318,13 @@ class Transfer {
     if (!receipt || !stored)
       throw new UploadError('bad_answer', 'the server says done, but its answer is no receipt')
     const sha256 = this.#options.source.sha256()
-    if (stored.size !== this.#fileBytes || stored.sha256 !== sha256) {
+    const verified = stored.sha256 !== undefined
+    if (stored.size !== this.#fileBytes || (verified && stored.sha256 !== sha256)) {
       const ours = `sent ${this.#fileBytes} bytes with sha-256 ${sha256}`
-      const theirs = `the server stored ${stored.size} with ${stored.sha256}`
+      const theirs = `the server stored ${stored.size}${verified ? ` with ${stored.sha256}` : ''}`
       throw new UploadError('digest_mismatch', `${stored.name}: ${ours}, ${theirs}`)
     }
-    return { id: this.#id, title, name: stored.name, size: this.#fileBytes, sha256, ms, receipt }
+    return { id: this.#id, title, name: stored.name, size: this.#fileBytes, sha256, verified, ms, receipt }
   }
 }
 
@@ -352,8 +355,8 @@ function refusal(
 function parseReceipt(text: string): Receipt | undefined {
   const receipt = parseJson(text) as Receipt | undefined
   const first = Array.isArray(receipt?.files) ? receipt.files[0] : undefined
-  const whole =
-    typeof first?.name === 'string' && typeof first.size === 'number' && typeof first.sha256 === 'string'
+  const digest = first?.sha256 === undefined || typeof first.sha256 === 'string'
+  const whole = typeof first?.name === 'string' && typeof first.size === 'number' && digest
   return whole ? receipt : undefined
 }
 

@@ -145,12 +145,15 @@ function hostOf(url: string): string {
   return URL.canParse(url) ? new URL(url).host : url
 }
 
-function textResult({ name, size, ms, sha256 }: PushResult): string {
+function textResult({ name, size, ms, sha256, verified }: PushResult): string {
   const rate = `${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
-  return `${printable(name)}: ${formatSize(size)} in ${formatDuration(ms)}, ${rate}, verified sha-256 ${sha256}`
+  return `${printable(name)}: ${formatSize(size)} in ${formatDuration(ms)}, ${rate}, ${verified ? '' : 'un'}verified sha-256 ${sha256}`
 }
 
-function jsonResult(file: string, { receipt, size, sha256, ms, name, id, title }: PushResult): string {
+function jsonResult(
+  file: string,
+  { receipt, size, sha256, verified, ms, name, id, title }: PushResult,
+): string {
   return JSON.stringify({
     ok: true,
     file,
@@ -159,7 +162,7 @@ function jsonResult(file: string, { receipt, size, sha256, ms, name, id, title }
     name,
     size,
     sha256,
-    verified: true,
+    verified,
     ms: Math.round(ms),
     receipt,
   })

@@ -20,6 +20,7 @@ interface ServeOptions {
   tmp?: string
   onConflict: OnConflict
   fsync: boolean
+  sha256: boolean
   memoryMax: number
   memoryTotal: number
   maxSize: number
@@ -47,6 +48,7 @@ export function serveCommand(host: Host): Command {
     .addOption(option('--tmp <path>', 'where temporary files are made (default: inside --dir)', text))
     .addOption(option('--on-conflict <how>', 'when a name is taken').choices(ON_CONFLICT).default('rename'))
     .addOption(option('--no-fsync', 'answer before what was stored is safe on disk'))
+    .addOption(option('--no-sha256', 'compute no digests; clients cannot verify then'))
     .addOption(bytes('--memory-max <size>', 'largest request kept in memory', MEMORY_MAX))
     .addOption(bytes('--memory-total <size>', 'what all requests in memory may hold', MEMORY_TOTAL))
     .addOption(bytes('--max-size <size>', 'largest request', DEFAULT_LIMITS.body))
@@ -121,6 +123,7 @@ async function start(
       ...(options.tmp !== undefined && { tmp: options.tmp }),
       onConflict: options.onConflict,
       fsync: options.fsync,
+      sha256: options.sha256,
       memoryMax: options.memoryMax,
       memoryTotal: options.memoryTotal,
       handlers,

@@ -33,6 +33,8 @@ export interface ServerOptions {
   onConflict?: OnConflict
   /** Everything stored is on disk before the answer. True by default. */
   fsync?: boolean
+  /** Compute the SHA-256 of every file, for the receipt and the record. True by default. */
+  sha256?: boolean
   /** Largest request kept in memory, bytes of Content-Length, inclusive; 2,621,440 by default. */
   memoryMax?: number
   /** What all requests in memory may hold together, in bytes; 64 MiB by default. */
@@ -116,8 +118,9 @@ export class UploadServer {
         ...(options.progressTtl !== undefined && { ttl: options.progressTtl }),
         ...(options.progressMax !== undefined && { max: options.progressMax }),
       })
-    this.#disk = disk({ dir: workspace.path, fsync: options.fsync ?? true })
+    this.#disk = disk({ dir: workspace.path, fsync: options.fsync ?? true, sha256: options.sha256 ?? true })
     const memoryOptions = {
+      sha256: options.sha256 ?? true,
       ...(options.memoryMax !== undefined && { max: options.memoryMax }),
       ...(options.memoryTotal !== undefined && { total: options.memoryTotal }),
     }
