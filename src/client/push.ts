@@ -84,11 +84,13 @@ const RESCUE_INTERVAL_MS = 100
  * connection_lost, stalled, digest_mismatch, bad_answer).
  */
 export async function push(options: PushOptions): Promise<PushResult> {
-  const transfer = new Transfer(options)
+  let transfer: Transfer | undefined
   try {
+    transfer = new Transfer(options)
     return await transfer.run()
   } finally {
-    await transfer.close()
+    await transfer?.close()
+    await options.source.close()
   }
 }
 
@@ -152,7 +154,6 @@ class Transfer {
     clearTimeout(this.#answerTimer)
     this.#endPolling.abort()
     await Promise.all(this.#dispatchers.map(dispatcher => dispatcher.destroy()))
-    await this.#options.source.close()
   }
 
   async #request(upload: Client, name: string, title: string, endpoint: ProgressEndpoint) {

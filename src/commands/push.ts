@@ -145,9 +145,9 @@ function hostOf(url: string): string {
   return URL.canParse(url) ? new URL(url).host : url
 }
 
-function textResult({ name, size, ms, sha256, verified }: PushResult): string {
+function textResult({ name, size, ms, verified }: PushResult): string {
   const rate = `${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
-  return `${printable(name)}: ${formatSize(size)} in ${formatDuration(ms)}, ${rate}, ${verified ? '' : 'un'}verified sha-256 ${sha256}`
+  return `${printable(name)}: ${formatSize(size)} in ${formatDuration(ms)}, ${rate}, ${verified ? 'verified' : 'no'} sha-256`
 }
 
 function jsonResult(

@@ -1,0 +1,324 @@
+/** The real binary in a real terminal: a pty, and xterm's own screen to read. */
+import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import pty from '@lydell/node-pty'
+import xterm from '@xterm/headless'
+import stringWidth from 'string-width'
+import { MemoryProgressStore, type Progress, tap, type UploadHandler } from '../src/index.ts'
+import { barLine, cutToWidth, percent } from '../src/terminal/layout.ts'
+import { RateMeter } from '../src/terminal/rate.ts'
+import {
+  BINARY,
+  gate,
+  getProgress,
+  published,
+  randomFile,
+  startServer,
+  tempDir,
+  temporaryFiles,
+  until,
+  uploadr,
+} from './support.ts'
+
+interface Terminal {
+  /** The screen's lines, without trailing blanks. */
+  screen(): string[]
+  /** Everything written, escapes and all. */
+  raw(): string
+  /** Called after every write that the screen has taken in. */
+  onDraw(draw: () => void): void
+  resize(columns: number): void
+  press(keys: string): void
+  exited: Promise<number>
+}
+
+/** `uploadr push …` in a terminal of its own. */
+function inTerminal(
+  t: TestContext,
+  args: string[],
+  options: { columns?: number; env?: Record<string, string> } = {},
+): Terminal {
+  const { columns = 80, env = {} } = options
+  const rows = 12
+  const { CI: _, NO_COLOR: __, ...inherited } = process.env
+  const child = pty.spawn(process.execPath, [BINARY, 'push', ...args], {
+    cols: columns,
+    rows,
+    name: 'xterm-256color',
+    env: { ...(inherited as Record<string, string>), TERM: 'xterm-256color', ...env },
+  })
+  const terminal = new xterm.Terminal({ cols: columns, rows, allowProposedApi: true })
+  let raw = ''
+  let draw = () => {}
+  child.onData(data => {
+    raw += data
+    terminal.write(data, () => draw())
+  })
+  const exited = new Promise<number>(resolve => {
+    child.onExit(({ exitCode, signal }) =>
+      terminal.write('', () => resolve(signal ? 128 + signal : exitCode)),
+    )
+  })
+  t.after(async () => {
+    try {
+      child.kill('SIGKILL')
+    } catch {}
+    await exited
+    terminal.dispose()
+  })
+  return {
+    screen: () => {
+      const { active } = terminal.buffer
+      return Array.from({ length: active.length }, (_, y) => active.getLine(y)?.translateToString(true) ?? '')
+    },
+    raw: () => raw,
+    onDraw: listener => (draw = listener),
+    resize: to => {
+      terminal.resize(to, rows)
+      child.resize(to, rows)
+    },
+    press: keys => child.write(keys),
+    exited,
+  }
+}
+
+const shownPercent = (screen: string[]) => /(\d+)%/.exec(screen.join('\n'))?.[1]
+
+async function aFile(t: TestContext, size: number, name = 'file.bin'): Promise<string> {
+  const path = join(await tempDir(t), name)
+  await writeFile(path, randomFile(size))
+  return path
+}
+
+/** Stops at every quarter of a file until told to go on. */
+function quarters(size: number): { handler: UploadHandler; next(): void } {
+  let go = () => {}
+  let permitted = size / 4
+  const handler: UploadHandler = {
+    name: 'quarters',
+    async open(file, next) {
+      const inner = await next(file)
+      let taken = 0
+      return tap(inner, {
+        async write(chunk) {
+          while (taken >= permitted) await new Promise<void>(resolve => (go = resolve))
+          taken += chunk.length
+          await inner.write(chunk)
+        },
+      })
+    },
+  }
+  return {
+    handler,
+    next() {
+      permitted += size / 4
+      go()
+    },
+  }
+}
+
+test('the bar shows the server’s count, not the socket’s, and never 100 % before done', async t => {
+  const size = 64 * 1024 * 1024
+  const slow = quarters(size)
+  const answers: Progress[] = []
+  // Everything the server ever told the client, in order.
+  class Overheard extends MemoryProgressStore {
+    override get(id: string): Progress {
+      const answer = super.get(id)
+      answers.push(answer)
+      return answer
+    }
+  }
+  const { url } = await startServer(t, { handlers: [slow.handler], progress: new Overheard() })
+  const terminal = inTerminal(t, [await aFile(t, size), '--url', url, '--interval', '20ms'])
+  const shown: number[] = []
+  terminal.onDraw(() => {
+    const share = shownPercent(terminal.screen())
+    if (share === undefined) return
+    shown.push(Number(share))
+    // Within one poll: what is on the screen is one of the shares the server has told, the last ones first.
+    const told = answers.map(answer => (answer.state === 'uploading' ? percent(answer as never) : undefined))
+    assert.ok(share === '0' || told.includes(Number(share)), `${share} % was never the server's`)
+    const latest = told.findLast(each => each !== undefined) ?? 0
+    assert.ok(Number(share) <= latest, `the bar shows ${share} %, the server has ${latest} %`)
+  })
+  for (let quarter = 1; quarter <= 4; quarter++) {
+    // The server stands still; so must the bar, at the very same number.
+    const share = await until(
+      () => {
+        const now = answers.slice(-3).map(answer => (answer.state === 'uploading' ? answer.received : -1))
+        const still = now.length === 3 && now.every(each => each === now[0] && each >= (quarter * size) / 4)
+        return still ? percent(answers.at(-1) as never) : undefined
+      },
+      value => value !== undefined || quarter === 4,
+    )
+    if (quarter < 4)
+      await until(
+        () => shownPercent(terminal.screen()),
+        value => value === String(share),
+      )
+    slow.next()
+  }
+  assert.equal(await terminal.exited, 0)
+  assert.ok(
+    shown.every((each, i) => each <= 99 && (i === 0 || each >= (shown[i - 1] as number))),
+    shown.join(),
+  )
+  assert.ok(new Set(shown).size >= 3, `only saw ${[...new Set(shown)]}`)
+  assert.match(terminal.screen()[0] ?? '', /^file\.bin: 64\.0 MiB in .+, verified sha-256$/)
+})
+
+for (const columns of [20, 40, 80, 200]) {
+  test(`a hostile, wide name stays on one line of ${columns} columns, and the terminal unharmed`, async t => {
+    const slow = gate()
+    const { url } = await startServer(t, { handlers: [slow.handler] })
+    const name = `日本\x1b[31m\x1b]0;owned\x07\u202Egpj.exe\r\n👩‍👩‍👧 ${'宽'.repeat(20)}.bin`
+    const terminal = inTerminal(t, [await aFile(t, 30_000_000, name), '--url', url], { columns })
+    await slow.reached
+    await until(
+      () => shownPercent(terminal.screen()),
+      share => share !== undefined && share !== '0',
+    )
+    const lines = terminal.screen().filter(line => line !== '')
+    assert.equal(lines.length, 1, lines.join('|'))
+    assert.ok(stringWidth(lines[0] as string) < columns)
+    slow.open()
+    assert.equal(await terminal.exited, 0)
+    for (const bad of ['\x1b]0;', '\x1b[31m', '\u202e']) assert.ok(!terminal.raw().includes(bad))
+  })
+}
+
+test('resizing in mid-upload redraws within the new width', async t => {
+  const slow = gate()
+  const { url } = await startServer(t, { handlers: [slow.handler] })
+  const terminal = inTerminal(t, [await aFile(t, 30_000_000), '--url', url], { columns: 120 })
+  await slow.reached
+  const line = () => terminal.screen().filter(each => each.includes('%'))
+  await until(line, lines => lines.length === 1 && (lines[0] as string).length > 80)
+  terminal.resize(44)
+  await until(line, lines => lines.length === 1 && (lines[0] as string).length < 44)
+  terminal.resize(100)
+  await until(line, lines => lines.length === 1 && (lines[0] as string).length > 70)
+  slow.open()
+  assert.equal(await terminal.exited, 0)
+})
+
+for (const [key, where] of [
+  ['\x03', 'while bytes move'],
+  ['\x03\x03', 'twice'],
+] as const) {
+  test(`Ctrl-C ${where}: 130, cursor and wrapping restored, nothing left on the server`, async t => {
+    const slow = gate()
+    const { url, dir, tmp } = await startServer(t, { handlers: [slow.handler] })
+    const terminal = inTerminal(t, [await aFile(t, 30_000_000), '--url', url, '--id', 'ctrl-c'])
+    await slow.reached
+    await until(
+      () => shownPercent(terminal.screen()),
+      share => share !== undefined,
+    )
+    terminal.press(key)
+    assert.equal(await terminal.exited, 130)
+    const raw = terminal.raw()
+    assert.ok(raw.lastIndexOf('\x1b[?25h') > raw.lastIndexOf('\x1b[?25l'), 'the cursor is back')
+    assert.ok(raw.lastIndexOf('\x1b[?7h') > raw.lastIndexOf('\x1b[?7l'), 'line wrapping is back')
+    assert.match(terminal.screen().join('\n'), /uploadr: interrupted/)
+    slow.open()
+    await until(
+      () => getProgress(url, 'ctrl-c'),
+      ({ state }) => state === 'error',
+    )
+    assert.deepEqual([await published(dir), await temporaryFiles({ dir, tmp })], [[], []])
+  })
+}
+
+test('NO_COLOR: no colour; TERM=dumb and CI: plain lines', async t => {
+  const { url } = await startServer(t)
+  const file = await aFile(t, 20_000_000)
+  const colored = inTerminal(t, [file, '--url', url])
+  assert.equal(await colored.exited, 0)
+  // biome-ignore lint/complexity/useRegexLiterals: an escape sequence, spelled once
+  const sgr = new RegExp('\x1b\\[(3[0-9]|9[0-9])m')
+  assert.match(colored.raw(), sgr)
+  const plain = inTerminal(t, [file, '--url', url], { env: { NO_COLOR: '1' } })
+  assert.equal(await plain.exited, 0)
+  assert.doesNotMatch(plain.raw(), sgr)
+  for (const env of [{ TERM: 'dumb' }, { CI: 'true' }]) {
+    const dumb = inTerminal(t, [file, '--url', url], { env })
+    assert.equal(await dumb.exited, 0)
+    assert.doesNotMatch(dumb.raw(), /\x1b/)
+    assert.match(dumb.raw(), /file\.bin: uploading 19\.1 MiB/)
+  }
+})
+
+test('the server is storing: a spinner says so after the bar', async t => {
+  let release = () => {}
+  const storing: UploadHandler = {
+    name: 'storing',
+    complete: () => new Promise(resolve => (release = resolve)),
+  }
+  const { url } = await startServer(t, { handlers: [storing] })
+  const terminal = inTerminal(t, [await aFile(t, 5_000_000), '--url', url])
+  await until(
+    () => terminal.screen().join('\n'),
+    text => /storing file\.bin/.test(text),
+  )
+  assert.doesNotMatch(terminal.raw(), /100%/)
+  release()
+  assert.equal(await terminal.exited, 0)
+  assert.equal(terminal.screen().filter(line => line !== '').length, 1)
+})
+
+test('without a terminal: plain lines on stderr, the result alone on stdout', async t => {
+  const { url } = await startServer(t)
+  const running = uploadr(t, ['push', await aFile(t, 3_000_000), '--url', url])
+  assert.equal(await running.exited, 0)
+  assert.match(running.stdout(), /^file\.bin: 2\.86 MiB in .+\n$/)
+  assert.match(
+    running.stderr(),
+    /^file\.bin: connecting to 127\.0\.0\.1:\d+\nfile\.bin: uploading 2\.86 MiB\n/,
+  )
+  assert.doesNotMatch(running.stderr(), /\x1b/)
+  const json = uploadr(t, ['push', await aFile(t, 3_000_000), '--url', url, '--progress', 'json'])
+  assert.equal(await json.exited, 0)
+  const events = json
+    .stderr()
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+  assert.deepEqual([events[0].event, events[0].phase], ['progress', 'connecting'])
+  const none = uploadr(t, ['push', await aFile(t, 3_000_000), '--url', url, '--progress', 'none'])
+  assert.equal(await none.exited, 0)
+  assert.equal(none.stderr(), '')
+})
+
+test('a line fits any width, for any state', () => {
+  const names = ['a', 'file.bin', '日本語'.repeat(30), '👩‍👩‍👧'.repeat(20), '\x1b[2J', 'e\u0301'.repeat(50)]
+  const sizes = [undefined, 1, 5_000_000, 9e15]
+  for (let columns = 1; columns <= 210; columns++) {
+    for (const name of names) {
+      for (const size of sizes) {
+        for (const source of ['server', 'client'] as const) {
+          const received = size === undefined ? 123_456_789 : Math.floor(size / 3)
+          const state = { phase: 'uploading' as const, name, size, received, sent: 0, rate: 1e9, source }
+          const line = barLine(state, columns)
+          assert.ok(stringWidth(line) <= Math.max(1, columns - 1), `${columns}: ${line}`)
+          assert.doesNotMatch(line, /[\x00-\x1f]/)
+        }
+      }
+    }
+  }
+  assert.equal(percent({ received: 10, size: 10 }), 99)
+  assert.equal(cutToWidth('日本語', 4), '日…')
+})
+
+test('a rate follows the last seconds and falls when nothing comes', () => {
+  let now = 0
+  const meter = new RateMeter({ now: () => now })
+  assert.equal(meter.update(0), 0)
+  for (now = 100; now <= 5000; now += 100) meter.update(now * 1000)
+  assert.ok(Math.abs(meter.update(5_000_000) - 1e6) < 1e5)
+  for (now = 5100; now <= 9000; now += 100) meter.update(5_000_000)
+  assert.equal(meter.update(5_000_000), 0)
+})
