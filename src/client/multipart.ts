@@ -31,7 +31,11 @@ export function multipartFrame(
   }
 }
 
-/** WHATWG HTML's escapes for names in multipart/form-data, which curl uses too. */
+/**
+ * WHATWG HTML's escapes for names in multipart/form-data, which curl uses too. Other control characters
+ * have none and are not allowed in a header (RFC 9110, 5.5): they are left out, as the server would.
+ */
 function escapeName(name: string): string {
-  return name.replace(/"/g, '%22').replace(/\r/g, '%0D').replace(/\n/g, '%0A')
+  const escaped = name.replace(/"/g, '%22').replace(/\r/g, '%0D').replace(/\n/g, '%0A')
+  return escaped.replace(/[\x00-\x1f\x7f]/g, '')
 }

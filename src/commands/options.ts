@@ -54,7 +54,8 @@ const FALSE = new Set(['0', 'false', 'no', 'off'])
 export function readFlags(command: Command, env: NodeJS.ProcessEnv): void {
   for (const each of command.options) {
     const name = each.attributeName()
-    if (!each.isBoolean() || !each.envVar || command.getOptionValueSource(name) !== 'env') continue
+    if (each.required || each.optional || !each.envVar || command.getOptionValueSource(name) !== 'env')
+      continue
     const value = (env[each.envVar] ?? '').toLowerCase()
     if (!TRUE.has(value) && !FALSE.has(value)) {
       command.error(`error: ${each.envVar} is "${env[each.envVar]}", neither 1 nor 0`)

@@ -14,6 +14,7 @@ const BAR_MIN = 8
 const BAR_MAX = 60
 /** A rate below this, in bytes per second, is no rate to predict from. */
 const RATE_MIN = 1
+const ETA_WIDTH = 'eta 59m59s'.length
 
 /**
  * One line, narrower than `columns`: name, bar, and as many of the numbers as fit, the least
@@ -45,12 +46,13 @@ function fitNumbers(state: BarState, width: number): string[] {
   const share = percent(state)
   const { received, size, rate, source } = state
   const of = size === undefined ? '' : ` / ${formatSize(size)}`
-  // In order of appearance, each with its rank: 0 is dropped last.
+  // In order of appearance, each with its rank: 0 is dropped last. Each keeps its width, so that the
+  // bar beside them does too.
   const numbers = [
-    { rank: 0, text: share === undefined ? formatSize(received) : `${String(share).padStart(2)}%` },
-    { rank: 3, text: share === undefined ? '' : `${formatSize(received)}${of}` },
-    { rank: 2, text: `${formatSize(rate)}/s` },
-    { rank: 4, text: eta(state) },
+    { rank: 0, text: share === undefined ? sizeColumn(received) : `${String(share).padStart(3)}%` },
+    { rank: 3, text: share === undefined ? '' : `${sizeColumn(received)}${of}` },
+    { rank: 2, text: `${sizeColumn(rate)}/s` },
+    { rank: 4, text: size === undefined ? '' : eta(state).padEnd(ETA_WIDTH) },
     { rank: 1, text: source === 'client' ? 'sent' : '' },
   ].filter(({ text }) => text !== '')
   const wide = () => stringWidth(numbers.map(({ text }) => text).join('  ')) + 4 + NAME_MIN + BAR_MIN > width
@@ -64,13 +66,14 @@ function fitNumbers(state: BarState, width: number): string[] {
   return numbers.map(({ text }) => text)
 }
 
-function eta({ received, size, rate }: BarState): string {
-  if (size === undefined) return ''
+function sizeColumn(bytes: number): string {
+  return formatSize(bytes).padStart('9.99 MiB'.length)
+}
+
+function eta({ received, size = 0, rate }: BarState): string {
   if (rate < RATE_MIN) return received > 0 ? 'stalled' : ''
-  const ms = ((size - received) / rate) * 1000
-  return ms < 100 * 3_600_000
-    ? `eta ${formatDuration(Math.max(1000, Math.round(ms / 1000) * 1000)).replace('.0', '')}`
-    : ''
+  const seconds = Math.max(1, Math.round((size - received) / rate))
+  return seconds < 100 * 3600 ? `eta ${formatDuration(seconds * 1000).replace('.0', '')}` : ''
 }
 
 function drawBar(state: BarState, width: number, paint: (text: string) => string): string {
