@@ -7,7 +7,8 @@ import pty from '@lydell/node-pty'
 import xterm from '@xterm/headless'
 import stringWidth from 'string-width'
 import { MemoryProgressStore, type Progress, tap, type UploadHandler } from '../src/index.ts'
-import { barLine, cutToWidth, percent } from '../src/terminal/layout.ts'
+import { barLine, cutToWidth } from '../src/terminal/layout.ts'
+import { percent } from '../src/terminal/percent.ts'
 import { RateMeter } from '../src/terminal/rate.ts'
 import {
   BINARY,

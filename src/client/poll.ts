@@ -1,5 +1,5 @@
-import type { Dispatcher } from 'undici'
 import { PROGRESS_ID, type Progress, ROUTES } from '../protocol.ts'
+import type { Connection } from './connection.ts'
 
 export interface ProgressEndpoint {
   /** The base URL of the server, ending in a slash. */
@@ -7,7 +7,7 @@ export interface ProgressEndpoint {
   id: string
   headers: Record<string, string>
   /** Not the upload's: a poll would wait in line behind it. */
-  dispatcher: Dispatcher
+  connection: Connection
 }
 
 /** Progress answers are a few hundred bytes; more than this is something else. */
@@ -15,10 +15,9 @@ const ANSWER_MAX = 64 * 1024
 
 /** Asks once. Throws where the answer is no progress record. */
 export async function askProgress(endpoint: ProgressEndpoint, signal: AbortSignal): Promise<Progress> {
-  const { base, id, headers, dispatcher } = endpoint
+  const { base, id, headers, connection } = endpoint
   const url = new URL(ROUTES.progress.slice(1), base)
-  const { statusCode, body } = await dispatcher.request({
-    origin: url.origin,
+  const { statusCode, body } = await connection.request({
     path: url.pathname,
     method: 'GET',
     headers: { ...headers, [PROGRESS_ID]: id, accept: 'application/json' },

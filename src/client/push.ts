@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto'
 import type { Readable } from 'node:stream'
-import type { Client, Dispatcher } from 'undici'
 import { UploadError } from '../errors.ts'
 import {
   DEFAULT_URL,
@@ -11,6 +10,7 @@ import {
   TITLE_MAX,
 } from '../protocol.ts'
 import { formatDuration } from '../units.ts'
+import { type Connection, openConnection } from './connection.ts'
 import { multipartFrame } from './multipart.ts'
 import { askProgress, type ProgressEndpoint, poll, readText } from './poll.ts'
 import type { Source } from './source.ts'
@@ -69,6 +69,8 @@ export interface PushResult {
   receipt: Receipt
 }
 
+const CONNECT_TIMEOUT_MS = 10_000
+const POLL_TIMEOUT_MS = 5000
 /** So many polls in a row may fail, and so long may the server know nothing, before the bar shows our count. */
 const FAILURES_MAX = 3
 const STARTING_MAX_MS = 3000
@@ -103,7 +105,7 @@ class Transfer {
   /** Ends the upload's request: the caller's signal, a stall, or an outcome without an answer. */
   readonly #end = new AbortController()
   readonly #endPolling = new AbortController()
-  readonly #dispatchers: Dispatcher[] = []
+  readonly #connections: Connection[] = []
   #fileBytes = 0
   /** performance.now() of the last sign of life, and of the first byte sent. */
   #alive = performance.now()
@@ -124,12 +126,9 @@ class Transfer {
     const follow = () => this.#end.abort(signal?.reason)
     signal?.addEventListener('abort', follow)
     if (signal?.aborted) follow()
-    const { Client } = await import('undici')
-    const connect = { timeout: 10_000 }
-    const upload = new Client(this.#base.origin, { headersTimeout: 0, bodyTimeout: 0, connect })
-    const polling = new Client(this.#base.origin, { headersTimeout: 5000, bodyTimeout: 5000, connect })
-    this.#dispatchers.push(upload, polling)
-    const endpoint = { base: this.#base, id: this.#id, headers: this.#headers, dispatcher: polling }
+    const upload = this.#connect(0)
+    const polling = this.#connect(POLL_TIMEOUT_MS)
+    const endpoint = { base: this.#base, id: this.#id, headers: this.#headers, connection: polling }
 
     const name = this.#options.name ?? source.name
     const title = this.#options.title ?? Array.from(name).slice(0, TITLE_MAX).join('')
@@ -149,14 +148,26 @@ class Transfer {
     return this.#verified(answer.text, title, ms)
   }
 
+  /** `timeout`: for an answer's head and between its bytes, in milliseconds; 0 for none. */
+  #connect(timeout: number): Connection {
+    const options = {
+      headersTimeout: timeout,
+      bodyTimeout: timeout,
+      connect: { timeout: CONNECT_TIMEOUT_MS },
+    }
+    const connection = openConnection(this.#base.origin, options)
+    this.#connections.push(connection)
+    return connection
+  }
+
   async close(): Promise<void> {
     clearInterval(this.#stallTimer)
     clearTimeout(this.#answerTimer)
     this.#endPolling.abort()
-    await Promise.all(this.#dispatchers.map(dispatcher => dispatcher.destroy()))
+    await Promise.all(this.#connections.map(connection => connection.destroy()))
   }
 
-  async #request(upload: Client, name: string, title: string, endpoint: ProgressEndpoint) {
+  async #request(upload: Connection, name: string, title: string, endpoint: ProgressEndpoint) {
     const { source } = this.#options
     const type = this.#options.type ?? 'application/octet-stream'
     const frame = multipartFrame({ title }, { field: 'file', name, type })

@@ -4,9 +4,13 @@ import { openFile, type Source, streamSource } from '../client/source.ts'
 import { UploadError } from '../errors.ts'
 import { printable } from '../log.ts'
 import { DEFAULT_URL, isProgressId } from '../protocol.ts'
+import { lateReporter } from '../terminal/late.ts'
 import { type Reporter, silentReporter } from '../terminal/reporter.ts'
 import { formatDuration, formatSize } from '../units.ts'
 import { duration, type Host, option, readFlags, text } from './options.ts'
+
+/** A push that is done by then shows no bar. */
+const BAR_DELAY_MS = 50
 
 interface PushCommandOptions {
   url: string
@@ -135,8 +139,10 @@ async function makeReporter(host: Host, name: string, options: PushCommandOption
   if (how === 'none') return silentReporter
   // https://no-color.org: present and not empty.
   const reporterOptions = { stream: stderr, name, host: hostOf(options.url), color: !env['NO_COLOR'] }
-  // Loaded when needed: what draws bars takes longer to load than a small file to send.
-  if (how === 'bar' && stderr.isTTY) return (await import('../terminal/bar.ts')).barReporter(reporterOptions)
+  if (how === 'bar' && stderr.isTTY) {
+    const load = async () => (await import('../terminal/bar.ts')).barReporter(reporterOptions)
+    return lateReporter(load, BAR_DELAY_MS)
+  }
   const { lineReporter, jsonReporter } = await import('../terminal/lines.ts')
   return how === 'json' ? jsonReporter(reporterOptions) : lineReporter(reporterOptions)
 }

@@ -2,6 +2,7 @@ import stringWidth from 'string-width'
 import type { PushProgress } from '../client/push.ts'
 import { printable } from '../log.ts'
 import { formatDuration, formatSize } from '../units.ts'
+import { percent } from './percent.ts'
 
 export interface BarState extends PushProgress {
   name: string
@@ -35,11 +36,6 @@ export function barLine(
   if (barWidth < BAR_MIN) return cutToWidth(tail, width)
   const name = padToWidth(cutToWidth(printable(state.name), nameWidth), nameWidth)
   return `${name}  ${drawBar(state, barWidth, paint)}  ${tail}`
-}
-
-/** Percent, as much as may be claimed while the server has not said done: never 100. Undefined for an unknown size. */
-export function percent({ received, size }: Pick<PushProgress, 'received' | 'size'>): number | undefined {
-  return size === undefined ? undefined : Math.min(99, Math.floor((received / size) * 100))
 }
 
 function fitNumbers(state: BarState, width: number): string[] {

@@ -1,7 +1,7 @@
 import type { PushProgress } from '../client/push.ts'
 import { printable } from '../log.ts'
 import { formatSize } from '../units.ts'
-import { percent } from './layout.ts'
+import { percent } from './percent.ts'
 import { RateMeter } from './rate.ts'
 import type { Reporter, ReporterOptions } from './reporter.ts'
 
