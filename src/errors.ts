@@ -18,6 +18,7 @@ const TABLE = {
   method_not_allowed: { status: 405, exit: 6, title: 'Method not allowed' },
   // The client stopped sending; worth another try, like a broken connection.
   idle_timeout: { status: 408, exit: 4, title: 'The client stopped sending' },
+  too_slow: { status: 408, exit: 4, title: 'The client is too slow' },
   progress_id_in_use: { status: 409, exit: 6, title: 'Progress id in use' },
   name_taken: { status: 409, exit: 6, title: 'A file of that name exists' },
   body_too_large: { status: 413, exit: 6, title: 'The upload is too large' },
@@ -25,6 +26,8 @@ const TABLE = {
   too_many_fields: { status: 413, exit: 6, title: 'Too many form fields' },
   too_many_files: { status: 413, exit: 6, title: 'Too many files' },
   unsupported_media_type: { status: 415, exit: 6, title: 'Unsupported media type' },
+  type_not_allowed: { status: 415, exit: 6, title: 'Media type not accepted' },
+  extension_not_allowed: { status: 415, exit: 6, title: 'File extension not accepted' },
   expectation_failed: { status: 417, exit: 6, title: 'Expectation failed' },
   invalid_form: { status: 422, exit: 6, title: 'The form has errors' },
   // The server
@@ -32,7 +35,10 @@ const TABLE = {
   handler_failed: { status: 500, exit: 9, title: 'An upload handler failed' },
   storage_failed: { status: 500, exit: 9, title: 'The upload could not be stored' },
   shutting_down: { status: 503, exit: 9, title: 'The server is shutting down' },
+  // 429 is about one client's doing (RFC 6585, 4), 503 about everybody's.
+  too_many_uploads_of_client: { status: 429, exit: 4, title: 'Too many uploads of this client' },
   too_many_uploads: { status: 503, exit: 9, title: 'Too many uploads' },
+  quota_exceeded: { status: 507, exit: 6, title: 'Quota exceeded' },
   // 507 is WebDAV's (RFC 4918, 11.5), and what people read as "disk full".
   disk_full: { status: 507, exit: 6, title: 'Not enough space' },
   // The sending half

@@ -4,10 +4,10 @@ export { type ErrorCode, UploadError } from './errors.ts'
 export { createLogger, type LogFields, type LogFormat, type Logger } from './log.ts'
 export { type MemoryProgressOptions, MemoryProgressStore } from './progress/memory.ts'
 export type { LiveUpload, Outcome, ProgressStore } from './progress/store.ts'
-export type { FieldError, Problem, Progress, Receipt, StoredFile } from './protocol.ts'
+export type { Awaitable, FieldError, Problem, Progress, Receipt, StoredFile } from './protocol.ts'
 export { createServer, type ServerOptions, type UploadServer } from './server/server.ts'
 export { LocalStorage, type LocalStorageOptions, type OnConflict } from './storage/local.ts'
-export type { Awaitable, StagedFile, Storage, UploadFacts, UploadRecord } from './storage/storage.ts'
+export type { StagedFile, Storage, UploadFacts, UploadRecord } from './storage/storage.ts'
 export { type DiskOptions, disk } from './upload/disk.ts'
 export {
   compose,

@@ -3,6 +3,9 @@
  * answer and the receipt. Both halves import this file and nothing of each other.
  */
 
+/** For what may stay synchronous: a promise is made only where there is something to wait for. */
+export type Awaitable<T> = T | Promise<T>
+
 /** Where `serve` listens and `push` sends unless told otherwise. */
 export const DEFAULT_HOST = '127.0.0.1'
 export const DEFAULT_PORT = 8000

@@ -154,7 +154,9 @@ export async function post(
     const sent = chunked
       ? Buffer.concat([Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from('\r\n')])
       : piece
-    if (!socket.write(sent)) await Promise.race([once(socket, 'drain'), once(socket, 'close')])
+    if (!socket.write(sent)) {
+      await new Promise<void>(resolve => socket.once('drain', resolve).once('close', () => resolve()))
+    }
     // Each piece as a read of its own on the other side.
     if (chunk < body.length) await tick()
   }
@@ -174,7 +176,8 @@ export function connect(url: string): net.Socket {
 export async function readAnswer(socket: net.Socket): Promise<RawAnswer> {
   const chunks: Buffer[] = []
   socket.on('data', chunk => chunks.push(chunk))
-  await once(socket, 'close')
+  // Not events.once(), which rejects on a reset: what came before it is what counts.
+  await new Promise<void>(resolve => socket.once('close', () => resolve()))
   return parseAnswer(Buffer.concat(chunks).toString())
 }
 
@@ -182,9 +185,13 @@ export function parseAnswer(raw: string): RawAnswer {
   const [head = '', ...rest] = raw.replace(/^HTTP\/1\.1 100 Continue\r\n\r\n/, '').split('\r\n\r\n')
   const [statusLine = '', ...lines] = head.split('\r\n')
   const text = rest.join('\r\n\r\n')
-  const headers = new Map(
-    lines.map(line => [line.slice(0, line.indexOf(':')).toLowerCase(), line.slice(line.indexOf(':') + 2)]),
-  )
+  const headers = new Map<string, string>()
+  for (const line of lines) {
+    const name = line.slice(0, line.indexOf(':')).toLowerCase()
+    const value = line.slice(line.indexOf(':') + 2)
+    // What comes several times, as fetch has it.
+    headers.set(name, headers.has(name) ? `${headers.get(name)}, ${value}` : value)
+  }
   let json: unknown
   try {
     json = JSON.parse(text)

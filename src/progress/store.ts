@@ -1,5 +1,4 @@
-import type { Progress } from '../protocol.ts'
-import type { Awaitable } from '../storage/storage.ts'
+import type { Awaitable, Progress } from '../protocol.ts'
 
 /** How an upload ended. */
 export type Outcome = Extract<Progress, { state: 'done' | 'error' }>

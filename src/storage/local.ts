@@ -1,11 +1,12 @@
 import { randomBytes } from 'node:crypto'
-import { constants } from 'node:fs'
+import { constants, type Stats } from 'node:fs'
 import { chmod, copyFile, link, lstat, mkdir, open, rename, unlink } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { UploadError } from '../errors.ts'
 import { type Logger, silentLogger } from '../log.ts'
 import type { StoredFile } from '../protocol.ts'
 import { DirectorySync } from './directory-sync.ts'
+import { exists, linkNew } from './link.ts'
 import { alternativeName, isPlainName } from './name.ts'
 import { recover } from './recovery.ts'
 import type { StagedFile, Storage, UploadFacts, UploadRecord } from './storage.ts'
@@ -80,7 +81,9 @@ export class LocalStorage implements Storage {
     await mkdir(records, { recursive: true })
     const parent = join(hidden, 'staging')
     for (const path of await Workspace.abandoned(parent)) {
-      await recover({ dir, records, staging: path, log: options.log ?? silentLogger })
+      // Of several servers starting at once, one recovers.
+      const staging = await Workspace.adopt(path)
+      if (staging) await recover({ dir, records, staging, log: options.log ?? silentLogger })
     }
     const staging = await Workspace.create(parent)
     if (options.fsync === false) return new LocalStorage(dir, staging, options, undefined)
@@ -99,7 +102,11 @@ export class LocalStorage implements Storage {
   async publish(upload: UploadFacts, files: readonly StagedFile[]): Promise<StoredFile[]> {
     const publication = new Publication(this.#staging.path, this.#records, upload, files)
     try {
-      await Promise.all(files.map((file, i) => this.#stage(file, publication.staged(i))))
+      const staging = await Promise.allSettled(
+        files.map((file, i) => this.#stage(file, publication.staged(i))),
+      )
+      // Not before all have come to their end: what is still being written cannot be taken back.
+      for (const result of staging) if (result.status === 'rejected') throw result.reason
       await this.#commit(publication)
       await this.#syncs?.staging.sync()
       for (const [i, file] of publication.stored.entries()) await this.#giveName(publication, i, file)
@@ -155,15 +162,17 @@ export class LocalStorage implements Storage {
   /** Step 3 for one file. */
   async #giveName(publication: Publication, i: number, file: StoredFile): Promise<void> {
     const staged = publication.staged(i)
+    // Replacing is for files of other uploads: two of one upload are both wanted.
+    const replace = this.#onConflict === 'replace' && !publication.stored.slice(0, i).some(isNamed(file.name))
     for (let tries = 0; tries < 100; tries++) {
       const target = join(this.#dir, file.name)
       try {
-        if (this.#onConflict === 'replace') await publication.replace(staged, target)
+        if (replace) await publication.replace(staged, target)
         else await publication.link(staged, target)
         return
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-        if (this.#onConflict !== 'rename') throw nameTaken(file.name)
+        if (this.#onConflict === 'reject' || replace) throw nameTaken(file.name)
       }
       file.name = alternativeName(file.sentAs)
       await this.#commit(publication)
@@ -208,31 +217,25 @@ class Publication {
   }
 
   async link(staged: string, target: string): Promise<void> {
-    try {
-      await link(staged, target)
-    } catch (error) {
-      if (!NO_HARD_LINKS.has(String((error as NodeJS.ErrnoException).code))) throw error
-      // FAT, exFAT and some network file systems have no hard links. Only a look before the rename
-      // protects the name there: another program that takes it in between loses its file.
-      if (await exists(target)) throw Object.assign(new Error('exists'), { code: 'EEXIST' })
-      await rename(staged, target)
-    }
-    this.#undo.push(() => unlink(target))
+    const ours = await lstat(staged)
+    await linkNew(staged, target)
+    this.#undo.push(() => ifStill(ours, target, () => unlink(target)))
   }
 
   /** The old file keeps a second link until the upload is published, so that a failure can bring it back. */
   async replace(staged: string, target: string): Promise<void> {
     const backup = `${staged}.old`
+    const ours = await lstat(staged)
     try {
       await link(target, backup)
       this.#backups.push(backup)
-      this.#undo.push(() => rename(backup, target))
+      this.#undo.push(() => ifStill(ours, target, () => rename(backup, target)))
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
       // link(2) of a directory is EPERM: a file cannot replace it.
       if (code !== 'ENOENT' && (await isDirectory(target)))
         throw Object.assign(new Error(), { code: 'EEXIST' })
-      if (code === 'ENOENT') this.#undo.push(() => unlink(target))
+      if (code === 'ENOENT') this.#undo.push(() => ifStill(ours, target, () => unlink(target)))
     }
     await rename(staged, target)
   }
@@ -241,9 +244,10 @@ class Publication {
   async undo(): Promise<void> {
     for (const step of this.#undo.reverse()) await step().catch(() => {})
     await remove(this.record)
-    await this.clear()
-    await remove(`${this.intent}.new`)
+    // Before what it names: an intent whose files are gone could not be completed.
     await remove(this.intent)
+    await remove(`${this.intent}.new`)
+    await this.clear()
   }
 
   /** Removes what was only needed on the way. */
@@ -252,7 +256,15 @@ class Publication {
   }
 }
 
-const NO_HARD_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS'])
+function isNamed(name: string): (file: StoredFile) => boolean {
+  return file => file.name === name
+}
+
+/** Another upload may have replaced the file in the meantime: that one is not ours to take away. */
+async function ifStill(ours: Stats, target: string, act: () => Promise<void>): Promise<void> {
+  const there = await lstat(target)
+  if (there.ino === ours.ino && there.dev === ours.dev) await act()
+}
 
 function nameTaken(name: string): UploadError {
   return new UploadError('name_taken', `a file named ${name} is stored already`)
@@ -281,13 +293,6 @@ async function syncFile(path: string): Promise<void> {
 
 async function remove(path: string): Promise<void> {
   await unlink(path).catch(() => {})
-}
-
-async function exists(path: string): Promise<boolean> {
-  return lstat(path).then(
-    () => true,
-    () => false,
-  )
 }
 
 async function isDirectory(path: string): Promise<boolean> {

@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import { link, lstat, open, readdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises'
+import { createReadStream, type Stats } from 'node:fs'
+import { lstat, open, readdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import type { Logger } from '../log.ts'
 import type { StoredFile } from '../protocol.ts'
+import { exists, linkNew } from './link.ts'
 import { alternativeName, isPlainName } from './name.ts'
 import type { UploadRecord } from './storage.ts'
 
@@ -42,51 +43,64 @@ export async function recover(abandoned: Abandoned): Promise<void> {
 async function complete({ dir, records, staging }: Abandoned, key: string, path: string): Promise<boolean> {
   const record = await readRecord(path)
   if (!record) return false
+  const target = join(records, `${key}.json`)
+  const published = path === target
+  // As in publishing, the record names a file before the file has the name.
+  const rewrite = async () => {
+    const replacement = join(staging, `${key}.new`)
+    await writeFile(replacement, `${JSON.stringify(record)}\n`, { flush: true })
+    await rename(replacement, path)
+  }
   const named: string[] = []
-  let renamed = false
   for (const [i, file] of record.files.entries()) {
     const staged = join(staging, `${key}.${i}`)
-    const wanted = file.name
-    if (!(await giveName(dir, staged, file))) {
-      for (const name of named) await unlink(join(dir, name)).catch(() => {})
-      await unlink(path).catch(() => {})
-      return false
+    const ours = await lstat(staged).catch(() => undefined)
+    if (!ours) {
+      // It was given its name already: `replace` renames to it, without hard links so does every
+      // publication. Whatever is under that name by now, this upload or one that replaced it put it there.
+      if (published || (await exists(join(dir, file.name)))) continue
+    } else if (await giveName(dir, staged, ours, file, rewrite)) {
+      named.push(file.name)
+      continue
     }
-    named.push(file.name)
-    renamed ||= file.name !== wanted
+    for (const name of named) await unlink(join(dir, name)).catch(() => {})
+    await unlink(path).catch(() => {})
+    return false
   }
-  if (renamed) {
-    await writeFile(`${path}.new`, `${JSON.stringify(record)}\n`, { flush: true })
-    await rename(`${path}.new`, path)
-  }
-  const target = join(records, `${key}.json`)
-  if (path !== target) await rename(path, target)
+  if (!published) await rename(path, target)
   for (const folder of [dir, records]) await syncDirectory(folder)
   return true
 }
 
-async function giveName(dir: string, staged: string, file: StoredFile): Promise<boolean> {
-  const ours = await lstat(staged).catch(() => undefined)
-  if (!ours) {
-    // `replace` renames the staged file to its name; without links so does every publication.
-    const there = await lstat(join(dir, file.name)).catch(() => undefined)
-    return there?.isFile() === true && there.size === file.size
-  }
+async function giveName(
+  dir: string,
+  staged: string,
+  ours: Stats,
+  file: StoredFile,
+  rewrite: () => Promise<void>,
+): Promise<boolean> {
   const there = await lstat(join(dir, file.name)).catch(() => undefined)
   if (there?.ino === ours.ino && there.dev === ours.dev) return true
-  // Without --no-fsync the data was on disk before the record; with it a loss of power may have torn it.
-  if (ours.size !== file.size) return false
-  if (file.sha256 !== undefined && (await digest(staged)) !== file.sha256) return false
+  // With fsync the data was on disk before the record; without it a loss of power may have torn it.
+  if (!(await isWhole(staged, file))) return false
   for (let tries = 0; tries < 100; tries++) {
     try {
-      await link(staged, join(dir, file.name))
+      await linkNew(staged, join(dir, file.name))
       return true
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+      const { code } = error as NodeJS.ErrnoException
+      if (code !== 'EEXIST') throw error
       file.name = alternativeName(file.sentAs)
+      await rewrite()
     }
   }
   return false
+}
+
+async function isWhole(path: string, { size, sha256 }: StoredFile): Promise<boolean> {
+  const stats = await lstat(path).catch(() => undefined)
+  if (stats?.isFile() !== true || stats.size !== size) return false
+  return sha256 === undefined || (await digest(path)) === sha256
 }
 
 /** The record, if it is whole and ours: a name in it becomes a path. */

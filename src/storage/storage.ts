@@ -1,6 +1,4 @@
-import type { StoredFile } from '../protocol.ts'
-
-export type Awaitable<T> = T | Promise<T>
+import type { Awaitable, StoredFile } from '../protocol.ts'
 
 /**
  * A file that a handler has received whole and nobody can see yet: what a handler's sink hands over

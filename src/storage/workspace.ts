@@ -1,8 +1,8 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
-import { lstat, mkdir, readdir, rm, rmdir, utimes } from 'node:fs/promises'
+import { lstat, mkdir, readdir, rename, rm, rmdir, utimes } from 'node:fs/promises'
 import os from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 
 const PREFIX = 'uploadr-'
 const NAME = /^uploadr-(\d+)-(\d+)-([0-9a-f]{8})-([0-9a-f]{8})-[0-9a-f]{12}$/
@@ -32,9 +32,7 @@ export class Workspace {
   /** Makes a workspace below `parent`, which is made too where it is missing. */
   static async create(parent: string): Promise<Workspace> {
     await mkdir(parent, { recursive: true })
-    const me = identity(process.pid)
-    const name = `${PREFIX}${process.pid}-${me.started}-${me.boot}-${me.space}-${randomBytes(6).toString('hex')}`
-    const path = join(parent, name)
+    const path = join(parent, ownName())
     await mkdir(path, { mode: 0o700 })
     return new Workspace(path)
   }
@@ -58,6 +56,23 @@ export class Workspace {
     return found
   }
 
+  /**
+   * Takes an abandoned workspace over, under a name of this process, so that nobody else does: the
+   * path it has now, or undefined where somebody was quicker. Should we die too, it is abandoned again.
+   */
+  static async adopt(path: string): Promise<string | undefined> {
+    const adopted = join(dirname(path), ownName())
+    try {
+      await rename(path, adopted)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+      throw error
+    }
+    const now = new Date()
+    await utimes(adopted, now, now)
+    return adopted
+  }
+
   /** Removes the folder and what is in it. */
   async remove(): Promise<void> {
     clearInterval(this.#heartbeat)
@@ -69,6 +84,11 @@ export class Workspace {
     clearInterval(this.#heartbeat)
     await rmdir(this.path).catch(() => {})
   }
+}
+
+function ownName(): string {
+  const { started, boot, space } = identity(process.pid)
+  return `${PREFIX}${process.pid}-${started}-${boot}-${space}-${randomBytes(6).toString('hex')}`
 }
 
 function isDead(pid: number, started: string, boot: string, space: string, mtimeMs: number): boolean {

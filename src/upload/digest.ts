@@ -52,6 +52,8 @@ export class Digester {
     const settle = (end: number, then: DigestRequest['then']) =>
       new Promise<string>((resolve, reject) => {
         this.#waiting.set(id, { resolve, reject })
+        // Only while somebody waits does the worker keep the process alive.
+        this.#start().ref()
         send(end, then)
       })
     return {
@@ -68,11 +70,13 @@ export class Digester {
 
   #start(): Worker {
     if (this.#worker) return this.#worker
-    const worker = new Worker(new URL('./digest-worker.js', import.meta.url))
+    // Without this process's flags: `node -e` has some that no worker starts with.
+    const worker = new Worker(new URL('./digest-worker.js', import.meta.url), { execArgv: [] })
     worker.unref()
     worker.on('message', ({ id, sha256, error }: DigestReply) => {
       const waiting = this.#waiting.get(id)
       this.#waiting.delete(id)
+      if (this.#waiting.size === 0) worker.unref()
       if (error === undefined) waiting?.resolve(sha256 ?? '')
       else waiting?.reject(new Error(error))
     })

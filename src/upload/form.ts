@@ -9,27 +9,40 @@ export interface FormRules {
 
 const REQUIRED: FieldError = { message: 'This field is required.', code: 'required' }
 
+/** Which of several files an error is about; with one file there is no question. */
+interface FileError extends FieldError {
+  file?: string
+}
+
 /**
  * Django's rules for the form's two fields, title and file, and its words. Returns the title, stripped;
- * throws `invalid_form` with the errors of both fields at once.
+ * throws `invalid_form` with the errors of both fields, and of every file, at once.
  */
 export function checkForm(
   fields: ReadonlyMap<string, readonly string[]>,
-  files: readonly Pick<StagedFile, 'field' | 'size'>[],
+  files: readonly Pick<StagedFile, 'field' | 'name' | 'size'>[],
   rules: FormRules = {},
 ): string {
   const title = (fields.get('title')?.at(-1) ?? '').trim()
   // A Map: field names come from the client, and `__proto__` is one.
-  const errors = new Map<string, FieldError[]>()
+  const errors = new Map<string, FileError[]>()
   const titleErrors = checkTitle(title, rules.titleRequired ?? true)
   if (titleErrors.length > 0) errors.set('title', titleErrors)
   if (files.length === 0) errors.set('file', [REQUIRED])
-  for (const { field, size } of files) {
-    if (size === 0) errors.set(field, [{ message: 'The submitted file is empty.', code: 'empty' }])
+  for (const { field, name, size } of files) {
+    if (size > 0) continue
+    const error = {
+      message: 'The submitted file is empty.',
+      code: 'empty',
+      ...(files.length > 1 && { file: name }),
+    }
+    const list = errors.get(field)
+    if (list) list.push(error)
+    else errors.set(field, [error])
   }
   if (errors.size === 0) return title
-  const messages = (list: FieldError[]) => list.map(error => error.message).join(' ')
-  const detail = Array.from(errors, ([field, list]) => `${field}: ${messages(list)}`).join(' ')
+  const words = ({ message, file }: FileError) => (file === undefined ? message : `${file}: ${message}`)
+  const detail = Array.from(errors, ([field, list]) => `${field}: ${list.map(words).join(' ')}`).join(' ')
   throw new UploadError('invalid_form', detail, { errors: Object.fromEntries(errors) })
 }
 

@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import type { UploadError } from '../errors.ts'
-import type { Phase, StoredFile } from '../protocol.ts'
-import type { Awaitable, StagedFile } from '../storage/storage.ts'
+import type { Awaitable, Phase, StoredFile } from '../protocol.ts'
+import type { StagedFile } from '../storage/storage.ts'
 
 /** One request on its way in, as handlers see it. Its numbers move while it runs. */
 export interface Upload {
@@ -103,7 +103,16 @@ export function compose(handlers: readonly UploadHandler[]): Required<UploadHand
       for (const handler of handlers) await handler.complete?.(upload, files)
     },
     async published(upload, files) {
-      for (const handler of handlers) await handler.published?.(upload, files)
+      const errors: unknown[] = []
+      for (const handler of handlers) {
+        try {
+          await handler.published?.(upload, files)
+        } catch (error) {
+          errors.push(error)
+        }
+      }
+      // The news is for everyone: memory gives back here what it holds.
+      if (errors.length > 0) throw errors[0]
     },
     async interrupt(upload, reason) {
       // A handler whose own begin refused has nothing to undo; the ones after it never heard of the upload.

@@ -2,8 +2,8 @@ import type { IncomingMessage } from 'node:http'
 import type { Readable, Writable } from 'node:stream'
 import busboy from 'busboy'
 import { UploadError } from '../errors.ts'
-import type { Phase } from '../protocol.ts'
-import type { Awaitable, StagedFile } from '../storage/storage.ts'
+import type { Awaitable, Phase } from '../protocol.ts'
+import type { StagedFile } from '../storage/storage.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
 import { cleanFileName } from './filename.ts'
 import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
@@ -28,14 +28,17 @@ export const DEFAULT_LIMITS: ReceiveLimits = {
   idle: 60_000,
 }
 
+/** Files of one request that are open at once; a form may hold more small ones than a process may open. */
+const OPEN_MAX = 32
+
 export interface ReceiveOptions {
   /** The composed chain. */
   chain: Required<UploadHandler>
   limits: ReceiveLimits
   /** Called once the request is accepted, before its body is read: the moment to send 100 Continue. */
   askForBody?: () => void
-  /** May refuse a file by its cleaned name before its bytes are stored. */
-  accepts?: (name: string) => Awaitable<void>
+  /** May refuse a file, by its cleaned name and the fields that came before it, before its bytes are stored. */
+  accepts?: (name: string, fields: Received['fields']) => Awaitable<void>
   /** Fails the reception with the signal's reason, an UploadError. */
   signal?: AbortSignal
 }
@@ -137,6 +140,8 @@ class Reception {
   #fieldBytes = 0
   #fileCount = 0
   #delimiters = 0
+  /** Files that wait until one before them is staged. */
+  #queued = 0
   /** Handlers that hold the body back: while there are any, silence is not the client's. */
   #holding = 0
   #idleCheck: NodeJS.Timeout | undefined
@@ -194,8 +199,10 @@ class Reception {
     }
   }
 
-  readonly #onDrain = (): void => {
-    if (!this.#failure) this.#req.resume()
+  readonly #onDrain = (): void => this.#resume()
+
+  #resume(): void {
+    if (!this.#failure && this.#queued === 0 && !this.#parser.writableNeedDrain) this.#req.resume()
   }
 
   readonly #onEnd = (): void => {
@@ -220,7 +227,10 @@ class Reception {
         return this.#fail(malformed(`${plural(lost, 'part')} of ${parts + lost} could not be read`))
       finished()
     })
-    countDelimiters(parser, () => this.#delimiters++)
+    watchDelimiters(parser, {
+      found: () => this.#delimiters++,
+      cut: () => this.#fail(malformed('the form ends within a file')),
+    })
   }
 
   #onField(field: string | undefined, value: string | undefined, info: busboy.FieldInfo): void {
@@ -236,7 +246,8 @@ class Reception {
     const encodingError = checkEncoding(field, info.encoding)
     if (encodingError) return this.#fail(encodingError)
     this.#fieldBytes += Buffer.byteLength(field) + Buffer.byteLength(value)
-    if (this.#fieldBytes > fieldBytes) {
+    // What was cut at the limit may be within it once decoded: UTF-16 shrinks.
+    if (this.#fieldBytes > fieldBytes || info.valueTruncated) {
       return this.#fail(
         new UploadError('fields_too_large', `the form's fields are larger than ${formatSize(fieldBytes)}`),
       )
@@ -268,8 +279,10 @@ class Reception {
   /** One file, from the opening of its sink to staged or aborted. Never rejects. */
   async #transfer(file: FileInfo, stream: Readable, place: number): Promise<void> {
     let sink: FileSink | undefined
+    await this.#turn()
+    if (this.#failure) return
     try {
-      await this.#hold(this.#options.accepts?.(file.name))
+      await this.#hold(this.#options.accepts?.(file.name, this.#fields))
       sink = await this.#hold(this.#options.chain.open(file, noHandler, this.#upload))
       if (!this.#failure) await this.#pour(stream, sink)
     } catch (error) {
@@ -281,6 +294,17 @@ class Reception {
     } catch (error) {
       this.#fail(UploadError.from(error, 'handler_failed', `storing ${file.name}`))
     }
+  }
+
+  /** Lets a file wait where OPEN_MAX before it are not all staged; meanwhile no more of the body is read. */
+  async #turn(): Promise<void> {
+    const before = this.#transfers[this.#transfers.length - OPEN_MAX]
+    if (!before) return
+    this.#queued++
+    this.#req.pause()
+    await this.#hold(before)
+    this.#queued--
+    this.#resume()
   }
 
   /** Feeds the sink from the part; resolves at its end, or after a failure, when no write is pending any more. */
@@ -306,6 +330,8 @@ class Reception {
             else stream.resume()
           }, reject)
         } catch (error) {
+          // Until the failure is known: the rest of a chunk comes at once, and the sink is past writing.
+          stream.pause()
           reject(error)
         }
       })
@@ -357,14 +383,22 @@ class Reception {
  * busboy drops parts that it cannot make sense of without any event: a raw quote in a file name, a
  * missing disposition, a file cut by its own boundary. Its search for the delimiter sees them all,
  * and busboy 1.6.0 is final, so the count is taken there; a test fails if its inside ever changes.
+ * After the closing delimiter it goes on to the end of the chunk: what it finds there is no part. And
+ * a file whose data begins with the delimiter can leave it complete with that file open, for ever.
  */
-function countDelimiters(parser: Writable, found: () => void): void {
-  const search = (parser as unknown as { _bparser: { _cb: (isMatch: boolean, ...rest: unknown[]) => void } })
-    ._bparser
+function watchDelimiters(parser: Writable, { found, cut }: { found: () => void; cut: () => void }): void {
+  const inside = parser as unknown as {
+    _complete: boolean
+    _fileStream: Readable | null | undefined
+    _bparser: { _cb: (isMatch: boolean, ...rest: unknown[]) => void }
+  }
+  const search = inside._bparser
   const inner = search._cb
   search._cb = (isMatch, ...rest) => {
-    if (isMatch) found()
+    if (inside._complete) return
     inner(isMatch, ...rest)
+    if (inside._complete && inside._fileStream) cut()
+    else if (isMatch && !inside._complete) found()
   }
 }
 

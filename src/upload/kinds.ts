@@ -1,0 +1,48 @@
+import { extname } from 'node:path'
+import { UploadError } from '../errors.ts'
+import type { UploadHandler } from './handler.ts'
+
+export interface KindRules {
+  /** Media types, `image/png` or `image/*`; empty allows every one. The client declares them: a hint, no proof. */
+  allowTypes: readonly string[]
+  denyTypes: readonly string[]
+  /** Extensions without the dot, in any case; empty allows every one, and names without any. */
+  allowExtensions: readonly string[]
+  denyExtensions: readonly string[]
+}
+
+/** Refuses files by declared media type and by extension, before their bytes are stored. */
+export function kinds(rules: KindRules): UploadHandler {
+  const types = { allow: rules.allowTypes.map(lower), deny: rules.denyTypes.map(lower) }
+  const extensions = { allow: rules.allowExtensions.map(bare), deny: rules.denyExtensions.map(bare) }
+  const none = Object.values(rules).every(list => list.length === 0)
+  if (none) return { name: 'kinds' }
+  return {
+    name: 'kinds',
+    open(file, next) {
+      const type = lower(file.type)
+      const isOf = (pattern: string) =>
+        pattern === type || (pattern.endsWith('/*') && type.startsWith(pattern.slice(0, -1)))
+      if (types.deny.some(isOf) || (types.allow.length > 0 && !types.allow.some(isOf))) {
+        throw new UploadError('type_not_allowed', `${file.name} is ${file.type}, which is not accepted here`)
+      }
+      const extension = bare(extname(file.name))
+      // Windows, and some web servers, look at every extension: `shell.php.jpg`.
+      const all = lower(file.name).split('.').slice(1)
+      const denied = all.some(each => extensions.deny.includes(each))
+      if (denied || (extensions.allow.length > 0 && !extensions.allow.includes(extension))) {
+        const what = extension === '' ? 'has no extension' : `ends in .${extension}`
+        throw new UploadError('extension_not_allowed', `${file.name} ${what}, which is not accepted here`)
+      }
+      return next(file)
+    },
+  }
+}
+
+function lower(text: string): string {
+  return text.toLowerCase()
+}
+
+function bare(extension: string): string {
+  return lower(extension).replace(/^\./, '')
+}

@@ -1,0 +1,179 @@
+import { readdir, stat, statfs } from 'node:fs/promises'
+import { join } from 'node:path'
+import { UploadError } from '../errors.ts'
+import { formatSize } from '../units.ts'
+import { tap, type Upload, type UploadHandler } from './handler.ts'
+
+export interface SpaceOptions {
+  /** The folders that uploads fill: with temporary files, and with stored ones. */
+  tmp: string
+  dir: string
+  /** Bytes that stay free on the file systems of both; 0 for none. */
+  minFree: number
+  /** Bytes that the files in `dir` may have together; 0 for any number. */
+  quota: number
+}
+
+/**
+ * Keeps the disk from filling up. An upload that says its length is refused before its body unless
+ * there is room for it beside all that has been admitted and is still to come. While bytes stream,
+ * announced or not, the room is measured again and again: others write to the disk too.
+ */
+export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler {
+  const running = new Set<Upload>()
+  const gauges: Gauge[] = []
+  if (minFree > 0) gauges.push(new FreeSpace([tmp, dir], minFree))
+  if (quota > 0) gauges.push(new Quota(dir, quota))
+  if (gauges.length === 0) return { name: 'space' }
+
+  const leave = (upload: Upload) => {
+    if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload)
+  }
+  return {
+    name: 'space',
+    async begin(upload) {
+      const wanted = upload.size ?? 0
+      for (const gauge of gauges) {
+        // No refusal by an old measurement: something may have been deleted since.
+        if (gauge.isOld() || gauge.room(running) < wanted) await gauge.measure(running)
+        if (gauge.room(running) < wanted) throw gauge.refusal(wanted, gauge.room(running))
+      }
+      running.add(upload)
+    },
+    async open(file, next) {
+      const inner = await next(file)
+      const measureAndWrite = async (chunk: Uint8Array) => {
+        for (const gauge of gauges) {
+          if (gauge.isOld()) await gauge.measure(running)
+          if (gauge.room(running) < 0) throw gauge.refusal(0, 0)
+        }
+        await inner.write(chunk)
+      }
+      return tap(inner, {
+        write: chunk => (gauges.some(gauge => gauge.isOld()) ? measureAndWrite(chunk) : inner.write(chunk)),
+      })
+    },
+    published: leave,
+    interrupt: leave,
+  }
+}
+
+/** A measurement of room, kept up to date between measurements by what uploads are known to take. */
+abstract class Gauge {
+  readonly #maxAge: number
+  #at = Number.NEGATIVE_INFINITY
+  #measuring: Promise<void> | undefined
+
+  constructor(maxAge: number) {
+    this.#maxAge = maxAge
+  }
+
+  isOld(): boolean {
+    return performance.now() - this.#at > this.#maxAge
+  }
+
+  /** One measurement for everybody who asks while it runs. */
+  measure(running: ReadonlySet<Upload>): Promise<void> {
+    this.#measuring ??= this.look(running).finally(() => {
+      this.#at = performance.now()
+      this.#measuring = undefined
+    })
+    return this.#measuring
+  }
+
+  protected abstract look(running: ReadonlySet<Upload>): Promise<void>
+  /** Bytes that can be admitted beside what is running. */
+  abstract room(running: ReadonlySet<Upload>): number
+  abstract ended(upload: Upload): void
+  abstract refusal(wanted: number, room: number): UploadError
+}
+
+class FreeSpace extends Gauge {
+  readonly #folders: readonly string[]
+  readonly #kept: number
+  #free = 0
+  /** Bytes that running uploads had received when it was measured, and that ended ones received in all. */
+  #receivedBefore = 0
+  #receivedByEnded = 0
+
+  constructor(folders: readonly string[], kept: number) {
+    super(500)
+    this.#folders = folders
+    this.#kept = kept
+  }
+
+  protected async look(running: ReadonlySet<Upload>): Promise<void> {
+    const systems = await Promise.all(this.#folders.map(folder => statfs(folder)))
+    this.#free = Math.min(...systems.map(({ bavail, bsize }) => bavail * bsize))
+    this.#receivedByEnded = 0
+    this.#receivedBefore = sum(running, ({ received }) => received)
+  }
+
+  room(running: ReadonlySet<Upload>): number {
+    const received = this.#receivedByEnded + sum(running, upload => upload.received)
+    const toCome = sum(running, ({ size = 0, received }) => Math.max(0, size - received))
+    return this.#free - this.#kept - (received - this.#receivedBefore) - toCome
+  }
+
+  ended({ received }: Upload): void {
+    this.#receivedByEnded += received
+  }
+
+  refusal(wanted: number, room: number): UploadError {
+    const left = `${formatSize(Math.max(0, room))} are left above the ${formatSize(this.#kept)} kept free`
+    return new UploadError('disk_full', `no room on the disk for ${describe(wanted)}: ${left}`)
+  }
+}
+
+class Quota extends Gauge {
+  readonly #dir: string
+  readonly #quota: number
+  #used = 0
+  /** What was received since it was measured; some of it may not have been stored. */
+  #endedSince = 0
+
+  constructor(dir: string, quota: number) {
+    super(60_000)
+    this.#dir = dir
+    this.#quota = quota
+  }
+
+  protected async look(): Promise<void> {
+    this.#endedSince = 0
+    this.#used = await sizeOfFiles(this.#dir)
+  }
+
+  room(running: ReadonlySet<Upload>): number {
+    const admitted = sum(running, ({ size = 0, received }) => Math.max(size, received))
+    return this.#quota - this.#used - this.#endedSince - admitted
+  }
+
+  ended({ received }: Upload): void {
+    this.#endedSince += received
+  }
+
+  refusal(wanted: number, room: number): UploadError {
+    const left = `${formatSize(Math.max(0, room))} are left of ${formatSize(this.#quota)}`
+    return new UploadError('quota_exceeded', `no room within the quota for ${describe(wanted)}: ${left}`)
+  }
+}
+
+function describe(wanted: number): string {
+  return wanted === 0 ? 'the upload' : `an upload of ${formatSize(wanted)}`
+}
+
+function sum(uploads: ReadonlySet<Upload>, count: (upload: Upload) => number): number {
+  let total = 0
+  for (const upload of uploads) total += count(upload)
+  return total
+}
+
+/** Bytes of the stored files. */
+async function sizeOfFiles(dir: string): Promise<number> {
+  let total = 0
+  for (const entry of await readdir(dir, { withFileTypes: true })) {
+    // One that goes away between the two calls has no size any more.
+    if (entry.isFile()) total += (await stat(join(dir, entry.name)).catch(() => ({ size: 0 }))).size
+  }
+  return total
+}

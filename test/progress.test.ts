@@ -1,0 +1,55 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { type LiveUpload, MemoryProgressStore, type Outcome } from '../src/index.ts'
+import { progressContract } from './contracts/progress-contract.ts'
+
+progressContract('memory', async () => new MemoryProgressStore())
+
+const live: LiveUpload = { progress: () => ({ state: 'uploading', received: 1, phase: 'receiving' }) }
+const done: Outcome = { state: 'done', received: 1, size: 1 }
+
+test('retention counts from the end, and a live upload never expires', () => {
+  let now = 0
+  const store = new MemoryProgressStore({ ttl: 1000, now: () => now })
+  store.begin('a', live)
+  now = 1_000_000
+  assert.equal(store.get('a').state, 'uploading')
+  store.end('a', done)
+  now += 1000
+  assert.equal(store.get('a').state, 'done')
+  now += 1
+  assert.equal(store.get('a').state, 'starting')
+})
+
+test('the number of records is bounded: ended ones make room, the oldest first, live ones fill it', () => {
+  const store = new MemoryProgressStore({ max: 3 })
+  for (const id of ['a', 'b', 'c']) {
+    store.begin(id, live)
+    store.end(id, done)
+  }
+  store.begin('d', live)
+  assert.deepEqual(
+    ['a', 'b', 'c', 'd'].map(id => store.get(id).state),
+    ['starting', 'done', 'done', 'uploading'],
+  )
+  store.begin('e', live)
+  store.begin('f', live)
+  assert.equal(store.size, 3)
+  assert.throws(() => store.begin('g', live), { code: 'too_many_uploads', status: 503 })
+  assert.equal(store.live, 3)
+  store.end('d', done)
+  assert.equal(store.size, 3)
+  store.begin('g', live)
+  assert.equal(store.get('d').state, 'starting')
+})
+
+test('forgotten records are gone from memory, not only from sight', () => {
+  let now = 0
+  const store = new MemoryProgressStore({ ttl: 10, now: () => now })
+  for (let i = 0; i < 1000; i++) {
+    store.begin(`${i}`, live)
+    store.end(`${i}`, done)
+    now++
+  }
+  assert.ok(store.size <= 12, `${store.size} records are kept`)
+})
