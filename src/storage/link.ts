@@ -1,23 +1,20 @@
-import { link, lstat, rename } from 'node:fs/promises'
+import { linkSync, lstatSync, renameSync } from 'node:fs'
 
 const NO_HARD_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS'])
 
 /** Gives a file its name, keeping the old one where it can; EEXIST, and nothing done, where the name is taken. */
-export async function linkNew(file: string, target: string): Promise<void> {
+export function linkNew(file: string, target: string): void {
   try {
-    await link(file, target)
+    linkSync(file, target)
   } catch (error) {
     if (!NO_HARD_LINKS.has(String((error as NodeJS.ErrnoException).code))) throw error
     // FAT, exFAT and some network file systems have no hard links. Only a look before the rename
     // protects the name there: another program that takes it in between loses its file.
-    if (await exists(target)) throw Object.assign(new Error('exists'), { code: 'EEXIST' })
-    await rename(file, target)
+    if (exists(target)) throw Object.assign(new Error('exists'), { code: 'EEXIST' })
+    renameSync(file, target)
   }
 }
 
-export async function exists(path: string): Promise<boolean> {
-  return lstat(path).then(
-    () => true,
-    () => false,
-  )
+export function exists(path: string): boolean {
+  return lstatSync(path, { throwIfNoEntry: false }) !== undefined
 }

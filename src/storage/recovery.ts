@@ -58,7 +58,7 @@ async function complete({ dir, records, staging }: Abandoned, key: string, path:
     if (!ours) {
       // It was given its name already: `replace` renames to it, without hard links so does every
       // publication. Whatever is under that name by now, this upload or one that replaced it put it there.
-      if (published || (await exists(join(dir, file.name)))) continue
+      if (published || exists(join(dir, file.name))) continue
     } else if (await giveName(dir, staged, ours, file, rewrite)) {
       named.push(file.name)
       continue
@@ -85,7 +85,7 @@ async function giveName(
   if (!(await isWhole(staged, file))) return false
   for (let tries = 0; tries < 100; tries++) {
     try {
-      await linkNew(staged, join(dir, file.name))
+      linkNew(staged, join(dir, file.name))
       return true
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
