@@ -33,6 +33,8 @@ interface ServeOptions {
   progressMax: number
   handler: string[]
   token?: string
+  title: 'optional' | 'required'
+  publicName: string[]
   grace: number
   log: LogFormat
 }
@@ -70,6 +72,19 @@ export function serveCommand(host: Host): Command {
     .addOption(option('--handler <module>', 'upload handler to add, repeatable', list).default([], 'none'))
     .addOption(
       option('--token <token>', 'what every request must carry (default: made where not loopback)', text),
+    )
+    .addOption(
+      option('--title <when>', 'whether the form needs a title')
+        .choices(['required', 'optional'])
+        .default('required')
+        // UPLOADR_TITLE is the title that push sends.
+        .env('UPLOADR_SERVE_TITLE'),
+    )
+    .addOption(
+      option('--public-name <host>', 'name that browsers may reach it by, repeatable', list).default(
+        [],
+        'none',
+      ),
     )
     .addOption(wait('--grace <time>', 'how long running uploads may finish on the first signal', '30s'))
     .addOption(
@@ -137,6 +152,9 @@ async function start(
       headerTimeout: options.headerTimeout,
       progressTtl: options.progressTtl,
       progressMax: options.progressMax,
+      titleRequired: options.title === 'required',
+      // Beside what was asked for, the names that this machine goes by in its own network.
+      publicNames: [...options.publicName, os.hostname(), `${os.hostname()}.local`],
       ...(token !== undefined && { token }),
       log,
     })

@@ -3,8 +3,11 @@ import type { IncomingMessage } from 'node:http'
 import { isIP } from 'node:net'
 import { UploadError } from '../errors.ts'
 
-/** What a 401 tells a client to send. Basic, with any user name, is what a browser can ask a person for. */
-export const CHALLENGE = 'Bearer realm="uploadr", Basic realm="uploadr", charset="UTF-8"'
+/**
+ * What a 401 tells a client to send. Basic, with any user name, is what a browser can ask a person for;
+ * each in a line of its own, as Chromium reads one challenge a line and would find Bearer alone.
+ */
+export const CHALLENGES = ['Bearer realm="uploadr"', 'Basic realm="uploadr", charset="UTF-8"']
 
 /**
  * Throws `unauthorized` unless the request carries the token, as a Bearer token (RFC 6750) or as the

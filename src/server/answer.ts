@@ -2,7 +2,7 @@ import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:ht
 import type { UploadError } from '../errors.ts'
 import type { Problem } from '../protocol.ts'
 
-export type Headers = Record<string, string>
+export type Headers = Record<string, string | string[]>
 
 /** How long, and for how many bytes, an early answer keeps reading what the client still sends. */
 const LINGER_MS = 30_000
@@ -23,7 +23,7 @@ export function answer(
   const body = Buffer.from(content?.body ?? '')
   const all: Headers = { ...BASE_HEADERS, ...headers, 'Content-Length': String(body.length) }
   if (content) all['Content-Type'] = content.type
-  if (!req.complete) {
+  if (bodyPending(req)) {
     all['Connection'] = 'close'
     lingerAfterAnswer(req, res)
   }
@@ -39,6 +39,13 @@ export function answerJson(
   headers?: Headers,
 ): void {
   answer(req, res, status, { type: 'application/json', body: `${JSON.stringify(value)}\n` }, headers)
+}
+
+/** Whether there may be a body still to be read. For a moment node calls a request without one incomplete, too. */
+function bodyPending({ complete, headers }: IncomingMessage): boolean {
+  return (
+    !complete && (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
+  )
 }
 
 /** RFC 9457 problem details; `type` is about:blank because `code` says which problem it is. */
@@ -59,6 +66,24 @@ export function answerProblem(
   }
   const body = `${JSON.stringify(problem)}\n`
   answer(req, res, status, { type: 'application/problem+json', body }, headers)
+}
+
+/** Whether the client would rather read HTML than JSON: a browser that shows the answer to a person. */
+export function prefersHtml(req: IncomingMessage): boolean {
+  const accept = (req.headers.accept ?? '').toLowerCase()
+  const html = quality(accept, 'text/html')
+  return html > 0 && html >= quality(accept, 'application/json')
+}
+
+/** How much a media type is wanted, where it is named (RFC 9110, 12.5.1). */
+function quality(accept: string, type: string): number {
+  for (const range of accept.split(',')) {
+    const [name, ...parameters] = range.split(';').map(text => text.trim())
+    if (name !== type) continue
+    const q = parameters.find(parameter => parameter.startsWith('q='))
+    return q === undefined ? 1 : Number(q.slice(2)) || 0
+  }
+  return 0
 }
 
 /**

@@ -3,6 +3,7 @@ import { UploadError } from '../errors.ts'
 import type { ProgressStore } from '../progress/store.ts'
 import { isProgressId, PROGRESS_ID, ROUTES } from '../protocol.ts'
 import { answer, answerJson } from './answer.ts'
+import { type ProgressEvents, wantsEvents } from './events.ts'
 
 // Apache's upload progress module set this grammar: what it lets through can only name a function.
 const CALLBACK = /^[A-Za-z0-9._$]{1,64}$/
@@ -14,13 +15,14 @@ export function progressIdOf(req: IncomingMessage, query: URLSearchParams): stri
   return sent === undefined ? undefined : checkedId(String(sent))
 }
 
-/** `GET /progress` and `GET /progress/ID`, as JSON or, with `callback`, as JSONP. */
+/** `GET /progress` and `GET /progress/ID`: as JSON, with `callback` as JSONP, or as server-sent events. */
 export async function answerProgress(
   req: IncomingMessage,
   res: ServerResponse,
   path: string,
   query: URLSearchParams,
   store: ProgressStore,
+  events: ProgressEvents,
 ): Promise<void> {
   const inPath = path.slice(ROUTES.progress.length + 1)
   const id = inPath === '' ? progressIdOf(req, query) : checkedId(inPath)
@@ -31,6 +33,7 @@ export async function answerProgress(
   if (callback !== null && !CALLBACK.test(callback)) {
     throw new UploadError('bad_callback', 'a callback is 1 to 64 of the characters A-Z a-z 0-9 . _ $')
   }
+  if (callback === null && wantsEvents(req)) return events.answer(req, res, id)
   const progress = await store.get(id)
   if (callback === null) return answerJson(req, res, 200, progress)
   // The comment keeps the answer from being read as anything but a script.

@@ -19,9 +19,13 @@ import { compose, type UploadHandler } from '../upload/handler.ts'
 import { memory } from '../upload/memory.ts'
 import { progress } from '../upload/progress.ts'
 import { DEFAULT_LIMITS, type ReceiveLimits, RequestUpload, receive } from '../upload/receiver.ts'
-import { CHALLENGE, checkToken } from './access.ts'
-import { answer, answerJson, answerProblem } from './answer.ts'
-import { PAGE } from './page.ts'
+import { CHALLENGES, checkToken } from './access.ts'
+import { answer, answerJson, answerProblem, prefersHtml } from './answer.ts'
+import { ASSETS } from './assets.ts'
+import { checkPost, type Fields } from './csrf.ts'
+import { ProgressEvents } from './events.ts'
+import { KnownNames } from './known-names.ts'
+import { PageRoute } from './page-route.ts'
 import { answerProgress, progressIdOf } from './progress-route.ts'
 
 export interface ServerOptions {
@@ -52,6 +56,11 @@ export interface ServerOptions {
   token?: string
   /** Whether a form without a title is refused. True by default. */
   titleRequired?: boolean
+  /**
+   * Host names, with their port where it is not the default one, under which browsers may reach the server
+   * beside localhost, any IP address and the host it listens on. For a proxy in front, or a name in the DNS.
+   */
+  publicNames?: readonly string[]
   /** Instead of the local directory; `dir`, `onConflict` and the sync of names are then its own affair. */
   storage?: Storage
   /** Instead of this process's memory. */
@@ -79,8 +88,12 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
     await rm(path, { recursive: true, force: true })
     log.info('removed the temporary files of a dead server', { path })
   }
+  const page = await PageRoute.open({
+    titleRequired: options.titleRequired ?? true,
+    bodyMax: options.limits?.body ?? DEFAULT_LIMITS.body,
+  })
   const workspace = await Workspace.create(tmp)
-  return new UploadServer(options, storage, workspace, log)
+  return new UploadServer(options, storage, workspace, page, log)
 }
 
 /** What of an answer goes into the access log beside the request's own facts. */
@@ -88,6 +101,19 @@ interface Noted {
   fields: LogFields
   status?: number
   upload?: RequestUpload
+  /** The form's fields, as far as they were read: an answer in HTML shows them again. */
+  form?: Fields
+}
+
+/** One upload on its way. */
+interface Incoming {
+  req: IncomingMessage
+  upload: RequestUpload
+  noted: Noted
+  signal: AbortSignal
+  /** What is left to check of the form's token once its fields are there. */
+  checkCsrf: ((fields: Fields) => void) | undefined
+  sendContinue: (() => void) | undefined
 }
 
 /** The HTTP server: routes, answers and the life of it. Made by `createServer`. */
@@ -98,6 +124,9 @@ export class UploadServer {
   readonly #log: Logger
   readonly #limits: ReceiveLimits
   readonly #progress: ProgressStore
+  readonly #events: ProgressEvents
+  readonly #page: PageRoute
+  readonly #names: KnownNames
   readonly #disk: ReturnType<typeof disk>
   readonly #chain: Required<UploadHandler>
   readonly #http: http.Server
@@ -106,11 +135,13 @@ export class UploadServer {
   readonly #totals = { stored: 0, failed: 0, received: 0 }
   #draining = false
 
-  constructor(options: ServerOptions, storage: Storage, workspace: Workspace, log: Logger) {
+  constructor(options: ServerOptions, storage: Storage, workspace: Workspace, page: PageRoute, log: Logger) {
     this.#options = options
     this.#storage = storage
     this.#workspace = workspace
+    this.#page = page
     this.#log = log
+    this.#names = new KnownNames(options.publicNames ?? [])
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits }
     this.#progress =
       options.progress ??
@@ -118,6 +149,7 @@ export class UploadServer {
         ...(options.progressTtl !== undefined && { ttl: options.progressTtl }),
         ...(options.progressMax !== undefined && { max: options.progressMax }),
       })
+    this.#events = new ProgressEvents(this.#progress)
     this.#disk = disk({ dir: workspace.path, fsync: options.fsync ?? true, sha256: options.sha256 ?? true })
     const memoryOptions = {
       sha256: options.sha256 ?? true,
@@ -152,6 +184,7 @@ export class UploadServer {
         resolve()
       })
     })
+    this.#names.add(host)
     const { address, family, port: bound } = this.#http.address() as AddressInfo
     return `http://${family === 'IPv6' ? `[${address}]` : address}:${bound}/`
   }
@@ -174,6 +207,7 @@ export class UploadServer {
       running.abort(new UploadError('shutting_down', 'the server is shutting down'))
     }
     await Promise.all(this.#running.keys())
+    await this.#events.close()
     this.#http.closeIdleConnections()
     await Promise.race([closed, delay(FLUSH_MS, undefined, { ref: false })])
     this.#http.closeAllConnections()
@@ -194,17 +228,20 @@ export class UploadServer {
     const noted: Noted = { fields: {} }
     const [path = '/', search] = (req.url ?? '/').split('?', 2)
     try {
+      this.#names.check(req)
       if (this.#options.token !== undefined) checkToken(req, this.#options.token)
       await this.#route(req, res, path, new URLSearchParams(search), noted, sendContinue)
     } catch (thrown) {
       const error = UploadError.from(thrown)
       noted.fields['code'] = error.code
       if (error.status >= 500) this.#log.error(error.message, { cause: describe(error.cause) })
-      answerProblem(req, res, error, {
-        ...(error.status === 401 && { 'WWW-Authenticate': CHALLENGE }),
+      const headers = {
+        ...(error.status === 401 && { 'WWW-Authenticate': CHALLENGES }),
         ...(error.status === 503 && { 'Retry-After': '5' }),
         ...(error.status === 405 && { Allow: allowed(path) }),
-      })
+      }
+      if (prefersHtml(req)) this.#page.answerError(req, res, error, headers, noted.form)
+      else answerProblem(req, res, error, headers)
       // The client left before an answer could be sent; the log tells what it would have been.
       if (!res.headersSent) noted.status = error.status
     }
@@ -224,14 +261,16 @@ export class UploadServer {
     const reading = req.method === 'GET' || req.method === 'HEAD'
     if (path === ROUTES.upload && req.method === 'POST')
       return this.#track(req, res, query, noted, sendContinue)
-    if (allowed(path) === '') throw new UploadError('not_found', `there is nothing at ${path.slice(0, 200)}`)
+    if (allowed(path) === '') throw nothingAt(path)
     if (req.method === 'OPTIONS') return answer(req, res, 204, undefined, { Allow: allowed(path) })
     if (!reading) throw new UploadError('method_not_allowed', `${req.method} is not allowed here`)
-    if (path === ROUTES.upload) return answer(req, res, 200, PAGE)
+    if (path === ROUTES.upload) return this.#page.answerForm(req, res)
     if (path === ROUTES.health)
       return answerJson(req, res, this.#draining ? 503 : 200, { ok: !this.#draining })
     if (path === ROUTES.metrics) return answer(req, res, 200, this.#metrics())
-    await answerProgress(req, res, path, query, this.#progress)
+    if (this.#page.answerAsset(req, res, path)) return
+    if (path.startsWith(`${ASSETS}/`)) throw nothingAt(path)
+    await answerProgress(req, res, path, query, this.#progress, this.#events)
   }
 
   /** Runs one upload under the eyes of `shutdown`. */
@@ -243,14 +282,17 @@ export class UploadServer {
     sendContinue: (() => void) | undefined,
   ): Promise<void> {
     if (this.#draining) throw new UploadError('shutting_down', 'the server is shutting down')
+    const checkCsrf = checkPost(req, this.#names)
     const upload = new RequestUpload(req, progressIdOf(req, query) ?? randomBytes(16).toString('base64url'))
     noted.upload = upload
     const control = new AbortController()
-    const work = this.#upload(req, upload, control.signal, sendContinue).then(
+    const { signal } = control
+    const work = this.#upload({ req, upload, noted, signal, checkCsrf, sendContinue }).then(
       receipt => {
         this.#totals.stored++
         noted.fields['files'] = receipt.files.length
-        answerJson(req, res, 201, receipt)
+        if (prefersHtml(req)) this.#page.answerStored(req, res, receipt)
+        else answerJson(req, res, 201, receipt)
       },
       error => {
         this.#totals.failed++
@@ -266,12 +308,8 @@ export class UploadServer {
     return work
   }
 
-  async #upload(
-    req: IncomingMessage,
-    upload: RequestUpload,
-    signal: AbortSignal,
-    sendContinue: (() => void) | undefined,
-  ): Promise<Receipt> {
+  async #upload(incoming: Incoming): Promise<Receipt> {
+    const { req, upload, noted, signal, checkCsrf, sendContinue } = incoming
     const storage = this.#storage
     let staged: readonly StagedFile[] = []
     let receipt: Receipt
@@ -281,9 +319,16 @@ export class UploadServer {
         limits: this.#limits,
         signal,
         ...(sendContinue && { askForBody: sendContinue }),
-        ...(storage.accepts && { accepts: name => storage.accepts?.(name) }),
+        accepts: (name, fields) => {
+          noted.form = fields
+          checkCsrf?.(fields)
+          return storage.accepts?.(name)
+        },
       })
       staged = files
+      noted.form = fields
+      // Where there was no file to check it at.
+      checkCsrf?.(fields)
       const title = checkForm(fields, files, { titleRequired: this.#options.titleRequired ?? true })
       await this.#chain.complete(upload, files)
       const { id, time, from } = upload
@@ -350,8 +395,13 @@ export class UploadServer {
 /** The methods of a path, for `Allow`; empty where there is nothing. */
 function allowed(path: string): string {
   if (path === ROUTES.upload) return 'GET, HEAD, POST, OPTIONS'
-  const known = path === ROUTES.progress || path.startsWith(`${ROUTES.progress}/`)
-  return known || path === ROUTES.health || path === ROUTES.metrics ? 'GET, HEAD, OPTIONS' : ''
+  const below = [ROUTES.progress, ASSETS].some(folder => path.startsWith(`${folder}/`))
+  const known = [ROUTES.progress, ROUTES.health, ROUTES.metrics].some(route => path === route)
+  return below || known ? 'GET, HEAD, OPTIONS' : ''
+}
+
+function nothingAt(path: string): UploadError {
+  return new UploadError('not_found', `there is nothing at ${path.slice(0, 200)}`)
 }
 
 async function discard(files: readonly StagedFile[]): Promise<void> {

@@ -5,6 +5,7 @@ import { UploadError } from '../errors.ts'
 import type { Awaitable, Phase } from '../protocol.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
+import { DelimiterSearch, type OnPiece } from './delimiter-search.ts'
 import { cleanFileName } from './filename.ts'
 import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
 
@@ -15,17 +16,20 @@ export interface ReceiveLimits {
   fieldBytes: number
   fields: number
   files: number
-  /** Milliseconds without a byte from the client, while it is its turn to send. */
+  /** Milliseconds without a byte from the client, while it is its turn to send; 0 for any. */
   idle: number
+  /** Bytes a second that a client has to send at least, on average over `idle`; 0 for any rate. */
+  minRate: number
 }
 
-/** Django's limits on fields and files; a body of at most 16 GiB; a minute of silence. */
+/** Django's limits on fields and files; a body of at most 16 GiB; a minute of silence; no trickle. */
 export const DEFAULT_LIMITS: ReceiveLimits = {
   body: 16 * 1024 ** 3,
   fieldBytes: 2_621_440,
   fields: 1000,
   files: 100,
   idle: 60_000,
+  minRate: 128,
 }
 
 /** Files of one request that are open at once; a form may hold more small ones than a process may open. */
@@ -185,7 +189,7 @@ class Reception {
       if (!req.complete) this.#fail(clientGone(this.#upload))
     })
     signal?.addEventListener('abort', () => this.#fail(signal.reason))
-    if (limits.idle > 0) this.#watchForSilence(limits.idle)
+    if (limits.idle > 0) this.#watchClient(limits)
   }
 
   readonly #onData = (chunk: Buffer): void => {
@@ -227,7 +231,7 @@ class Reception {
         return this.#fail(malformed(`${plural(lost, 'part')} of ${parts + lost} could not be read`))
       finished()
     })
-    watchDelimiters(parser, {
+    searchDelimiters(parser, {
       found: () => this.#delimiters++,
       cut: () => this.#fail(malformed('the form ends within a file')),
     })
@@ -349,21 +353,26 @@ class Reception {
     }
   }
 
-  #watchForSilence(idle: number): void {
-    let seen = -1
-    let since = performance.now()
-    this.#idleCheck = setInterval(
-      () => {
-        const now = performance.now()
-        if (this.#upload.received !== seen || this.#holding > 0 || this.#req.complete) {
-          seen = this.#upload.received
-          since = now
-        } else if (now - since >= idle) {
-          this.#fail(new UploadError('idle_timeout', `nothing was received for ${formatDuration(idle)}`))
-        }
-      },
-      Math.max(10, idle / 8),
-    ).unref()
+  /** Ends an upload whose client sends nothing for `idle`, or over as long a time too little. */
+  #watchClient({ idle, minRate }: ReceiveLimits): void {
+    const upload = this.#upload
+    let heard = { at: performance.now(), received: -1 }
+    let window = { at: heard.at, received: 0 }
+    const check = () => {
+      const now = { at: performance.now(), received: upload.received }
+      // While a handler holds the body back, or there is no more to send, it is not the client that is slow.
+      const excused = this.#holding > 0 || this.#req.complete
+      if (excused || now.received !== heard.received) heard = now
+      if (excused) window = now
+      if (now.at - heard.at >= idle) {
+        this.#fail(new UploadError('idle_timeout', `nothing was received for ${formatDuration(idle)}`))
+      } else if (now.at - window.at >= idle) {
+        const rate = ((now.received - window.received) / (now.at - window.at)) * 1000
+        if (rate < minRate) this.#fail(tooSlow(rate, minRate, idle))
+        window = now
+      }
+    }
+    this.#idleCheck = setInterval(check, Math.max(10, idle / 8)).unref()
   }
 
   /** The one way out for every failure: the body is no longer read, and what is open closes itself. */
@@ -380,26 +389,28 @@ class Reception {
 }
 
 /**
- * busboy drops parts that it cannot make sense of without any event: a raw quote in a file name, a
- * missing disposition, a file cut by its own boundary. Its search for the delimiter sees them all,
- * and busboy 1.6.0 is final, so the count is taken there; a test fails if its inside ever changes.
- * After the closing delimiter it goes on to the end of the chunk: what it finds there is no part. And
- * a file whose data begins with the delimiter can leave it complete with that file open, for ever.
+ * Puts our search for the delimiter in the place of busboy's: it is three times as fast, and it tells
+ * what busboy does not. busboy drops parts that it cannot make sense of without any event: a raw quote
+ * in a file name, a missing disposition, a file cut by its own boundary. The search sees them all, so
+ * they are counted there. After the closing delimiter busboy goes on to the end of the chunk: what it
+ * finds there is no part. And a file whose data begins with the delimiter can leave it complete with
+ * that file open, for ever. busboy 1.6.0 is final; a test fails if its inside ever changes.
  */
-function watchDelimiters(parser: Writable, { found, cut }: { found: () => void; cut: () => void }): void {
+function searchDelimiters(parser: Writable, { found, cut }: { found: () => void; cut: () => void }): void {
   const inside = parser as unknown as {
     _complete: boolean
     _fileStream: Readable | null | undefined
-    _bparser: { _cb: (isMatch: boolean, ...rest: unknown[]) => void }
+    _bparser: Pick<DelimiterSearch, 'push' | 'destroy'> & { _needle: Buffer; _cb: OnPiece }
   }
-  const search = inside._bparser
-  const inner = search._cb
-  search._cb = (isMatch, ...rest) => {
+  const { _needle: delimiter, _cb: onPiece } = inside._bparser
+  // The line end that busboy has put before the body already, so that the first delimiter is like the others.
+  const search = new DelimiterSearch(delimiter, Buffer.from('\r\n'), (isMatch, data, start, end, isSafe) => {
     if (inside._complete) return
-    inner(isMatch, ...rest)
+    onPiece(isMatch, data, start, end, isSafe)
     if (inside._complete && inside._fileStream) cut()
     else if (isMatch && !inside._complete) found()
-  }
+  })
+  Object.assign(inside, { _bparser: search })
 }
 
 /** RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded. */
@@ -422,6 +433,11 @@ function bodyTooLarge(limit: number, size?: number): UploadError {
     'body_too_large',
     `the upload is larger than ${formatSize(limit)} (${limit} bytes)${sent}`,
   )
+}
+
+function tooSlow(rate: number, minRate: number, over: number): UploadError {
+  const rates = `${formatSize(rate)}/s over ${formatDuration(over)}, less than ${formatSize(minRate)}/s`
+  return new UploadError('too_slow', `the client sent ${rates}`)
 }
 
 function clientGone({ received, size }: Upload): UploadError {

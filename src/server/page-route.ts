@@ -1,0 +1,90 @@
+import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http'
+import type { UploadError } from '../errors.ts'
+import { type Receipt, ROUTES } from '../protocol.ts'
+import { answer, type Headers } from './answer.ts'
+import { Assets } from './assets.ts'
+import { csrfCookie, csrfToken, type Fields, newCsrfToken } from './csrf.ts'
+import { Flashes } from './flashes.ts'
+import { PAGE_HEADERS, type PageRules, type PageState, renderError, renderForm } from './page.ts'
+
+/** Everything that is answered in HTML, and what the page needs beside it. */
+export class PageRoute {
+  readonly #assets: Assets
+  readonly #rules: PageRules
+  readonly #flashes = new Flashes()
+
+  private constructor(assets: Assets, rules: PageRules) {
+    this.#assets = assets
+    this.#rules = rules
+  }
+
+  static async open(rules: PageRules): Promise<PageRoute> {
+    return new PageRoute(await Assets.load(), rules)
+  }
+
+  /** `GET /` */
+  answerForm(req: IncomingMessage, res: ServerResponse): void {
+    // HEAD shows nobody anything: the message stays for the GET.
+    const flash = req.method === 'GET' ? this.#flashes.take(req) : undefined
+    const cookies = flash ? [flash.cookie] : []
+    this.#answerForm(req, res, 200, { ...(flash?.receipt && { stored: flash.receipt }) }, {}, cookies)
+  }
+
+  /** A browser's upload was stored: back to the form, which will say so. */
+  answerStored(req: IncomingMessage, res: ServerResponse, receipt: Receipt): void {
+    answer(req, res, 303, undefined, { Location: ROUTES.upload, 'Set-Cookie': [this.#flashes.put(receipt)] })
+  }
+
+  /** An upload that failed is answered with the form and what was typed, anything else with a short page. */
+  answerError(
+    req: IncomingMessage,
+    res: ServerResponse,
+    error: UploadError,
+    headers: Headers,
+    form: Fields | undefined,
+  ): void {
+    const status = error.status || 500
+    if (req.method === 'POST' && status !== 401) {
+      const title = form?.get('title')?.at(-1)
+      const state = {
+        ...(title !== undefined && { title }),
+        ...(error.errors ? { errors: error.errors } : { failure: sentence(error.message) }),
+      }
+      return this.#answerForm(req, res, status, state, headers)
+    }
+    const title = error.title || (STATUS_CODES[status] ?? 'Error')
+    const body = renderError(this.#assets, title, sentence(error.message))
+    answer(req, res, status, { type: HTML, body }, { ...PAGE_HEADERS, ...headers })
+  }
+
+  /** `GET /assets/…`; false where there is nothing of that name. */
+  answerAsset(req: IncomingMessage, res: ServerResponse, path: string): boolean {
+    const asset = this.#assets.get(path)
+    // The name is made of the content: what it names never changes.
+    if (asset) answer(req, res, 200, asset, { 'Cache-Control': 'public, max-age=31536000, immutable' })
+    return asset !== undefined
+  }
+
+  #answerForm(
+    req: IncomingMessage,
+    res: ServerResponse,
+    status: number,
+    state: Omit<PageState, 'token'>,
+    headers: Headers = {},
+    cookies: string[] = [],
+  ): void {
+    const held = csrfToken(req)
+    const token = held ?? newCsrfToken()
+    const all = held === undefined ? [...cookies, csrfCookie(token)] : cookies
+    const body = renderForm(this.#assets, this.#rules, { ...state, token })
+    const extra = all.length > 0 ? { 'Set-Cookie': all } : {}
+    answer(req, res, status, { type: HTML, body }, { ...PAGE_HEADERS, ...headers, ...extra })
+  }
+}
+
+const HTML = 'text/html; charset=utf-8'
+
+/** Our messages are clauses, as they stand after a program's name in a terminal. */
+function sentence(message: string): string {
+  return `${message.charAt(0).toUpperCase()}${message.slice(1)}.`
+}

@@ -1,0 +1,634 @@
+/** The page in a real browser: Debian's Chromium, as a person uses it. */
+import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
+import { readFile, stat, truncate, writeFile } from 'node:fs/promises'
+import http from 'node:http'
+import { createRequire } from 'node:module'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import test, { after, before, type TestContext } from 'node:test'
+import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core'
+import { type ServerOptions, tap, type Upload, UploadError, type UploadHandler } from '../src/index.ts'
+import {
+  gate,
+  getProgress,
+  IN_CI,
+  published,
+  randomFile,
+  records,
+  startServer,
+  type TestServer,
+  tempDir,
+  temporaryFiles,
+  until,
+} from './support.ts'
+
+const CHROMIUM = '/usr/bin/chromium'
+const skip = !existsSync(CHROMIUM) && !IN_CI && `${CHROMIUM} is not installed`
+const options = { skip, timeout: 90_000 }
+
+const MARKUP = `<img src=x onerror="alert(1)">&amp;'.txt`
+
+let browser: Browser
+
+before(async () => {
+  if (skip) return
+  browser = await chromium.launch({
+    executablePath: CHROMIUM,
+    args: [
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      '--host-resolver-rules=MAP rebound.example 127.0.0.1',
+    ],
+  })
+})
+
+after(() => browser?.close())
+
+/** A tab of its own, that has opened the form; what the page's policy had to forbid fails the test. */
+async function visit(
+  t: TestContext,
+  { url }: TestServer,
+  context: BrowserContextOptions = {},
+): Promise<Page> {
+  const own = await browser.newContext({ reducedMotion: 'reduce', ...context })
+  const page = await own.newPage()
+  page.setDefaultTimeout(30_000)
+  // From the start: a chooser that opens while the browser is still being told to hand it over is lost.
+  page.on('filechooser', () => {})
+  const faults: string[] = []
+  page.on('pageerror', error => faults.push(error.message))
+  page.on('console', message => {
+    if (/Content Security Policy/.test(message.text())) faults.push(message.text())
+  })
+  t.after(async () => {
+    await own.close()
+    assert.deepEqual(faults, [])
+  })
+  await page.goto(url)
+  return page
+}
+
+async function start(t: TestContext, handlers: UploadHandler[] = [], more: ServerOptions = {}) {
+  return startServer(t, { handlers, ...more })
+}
+
+function file(name: string, buffer: Buffer | string = 'hello', mimeType = 'text/plain') {
+  return { name, mimeType, buffer: Buffer.from(buffer) }
+}
+
+/** A file too large to be handed to the browser as bytes. */
+async function onDisk(t: TestContext, name: string, size: number): Promise<string> {
+  const path = join(await tempDir(t), name)
+  await writeFile(path, 'not all of it is holes')
+  await truncate(path, size)
+  return path
+}
+
+function row(page: Page, name: string) {
+  return page.locator('.row', { has: page.getByText(name, { exact: true }) })
+}
+
+/** Waits until so many files are in a state. */
+async function reach(page: Page, state: string, count: number): Promise<void> {
+  await until(
+    () => page.locator(`[data-state=${state}]`).count(),
+    found => found === count,
+  )
+}
+
+/** A gate that is open at the latest when the test ends, so that a test that fails ends. */
+function heldBack(t: TestContext) {
+  const held = gate()
+  t.after(held.open)
+  return held
+}
+
+async function percent(page: Page): Promise<number> {
+  return Number(await page.locator('.bar').first().getAttribute('aria-valuenow'))
+}
+
+test('upload by click', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  await page.fill('#title', '  A walk 🚶 ')
+  const chosen = page.waitForEvent('filechooser')
+  await page.click('#drop')
+  await (await chosen).setFiles([file('a.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=stored]')
+  assert.equal(await page.locator('.percent').textContent(), '100 %')
+  assert.equal(await page.locator('.bar').getAttribute('aria-valuenow'), '100')
+  assert.equal(await page.locator('#status').textContent(), 'a.txt: stored')
+  assert.equal(await page.inputValue('#title'), '')
+  const [record] = await records(server.dir)
+  assert.equal(record?.title, 'A walk 🚶')
+  assert.deepEqual(await readFile(join(server.dir, 'a.txt')), Buffer.from('hello'))
+})
+
+test('upload by drop, anywhere on the page', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  await page.fill('#title', 'dropped')
+  const dataTransfer = await page.evaluateHandle(`(() => {
+    const data = new DataTransfer()
+    for (const name of ['one.txt', 'two.txt']) data.items.add(new File([name], name, { type: 'text/plain' }))
+    return data
+  })()`)
+  await page.dispatchEvent('header', 'dragenter', { dataTransfer })
+  assert.match(String(await page.getAttribute('#drop', 'class')), /over/)
+  await page.dispatchEvent('header', 'drop', { dataTransfer })
+  assert.doesNotMatch(String(await page.getAttribute('#drop', 'class')), /over/)
+  assert.equal(await page.textContent('#send'), 'Upload 2 files')
+  await page.click('#send')
+  await reach(page, 'stored', 2)
+  assert.deepEqual(await published(server.dir), ['one.txt', 'two.txt'])
+})
+
+test('upload by keyboard alone, and the focus is never lost', options, async t => {
+  const { handler, reached, open } = heldBack(t)
+  const server = await start(t, [handler])
+  const page = await visit(t, server)
+  const focused = () =>
+    page.evaluate('document.activeElement.id || document.activeElement.getAttribute("aria-label")')
+  await page.keyboard.press('Tab')
+  assert.equal(await focused(), 'title')
+  await page.keyboard.type('typed')
+  await page.keyboard.press('Tab')
+  assert.equal(await focused(), 'file')
+  const chosen = page.waitForEvent('filechooser')
+  await page.keyboard.press('Enter')
+  await (await chosen).setFiles([file('a.txt'), file('b.txt')])
+  await page.keyboard.press('Tab')
+  assert.equal(await focused(), 'Remove a.txt')
+  await page.keyboard.press('Enter')
+  assert.equal(await focused(), 'Remove b.txt')
+  await page.keyboard.press('Tab')
+  assert.equal(await focused(), 'send')
+  await page.keyboard.press('Enter')
+  await reached
+  await page.keyboard.press('Shift+Tab')
+  assert.equal(await focused(), 'Cancel b.txt')
+  open()
+  await page.waitForSelector('[data-state=stored]')
+  assert.equal(await focused(), 'Remove b.txt')
+  await page.keyboard.press('Enter')
+  assert.equal(await focused(), 'file')
+  assert.deepEqual(await published(server.dir), ['b.txt'])
+})
+
+test('several files, each an upload of its own', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  const files = Array.from({ length: 7 }, (_, i) => file(`${i}.bin`, randomFile(1 + i * 100_000)))
+  await page.fill('#title', 'seven')
+  await page.setInputFiles('#file', files)
+  await page.click('#send')
+  await reach(page, 'stored', 7)
+  for (const { name, buffer } of files) assert.ok((await readFile(join(server.dir, name))).equals(buffer))
+  const all = await records(server.dir)
+  assert.equal(new Set(all.map(({ id }) => id)).size, 7)
+  for (const { id, title } of all) assert.match(`${id} ${title}`, /^[0-9a-f]{32} seven$/)
+})
+
+test('the bar of 300 MB follows a slow server, and not the socket', options, async t => {
+  const size = 300 * 1024 ** 2
+  const path = await onDisk(t, 'large.bin', size)
+  // Takes a part of the file, then waits to be told to take the next.
+  let upload: Upload | undefined
+  let allowed = 0
+  let wake = () => {}
+  const allow = (share: number) => {
+    allowed = share * size
+    wake()
+  }
+  const slow: UploadHandler = {
+    name: 'slow',
+    begin(begun) {
+      upload = begun
+    },
+    async open(info, next) {
+      const inner = await next(info)
+      let taken = 0
+      return tap(inner, {
+        async write(chunk) {
+          taken += chunk.length
+          while (taken > allowed) await new Promise<void>(resolve => (wake = resolve))
+          await inner.write(chunk)
+        },
+      })
+    },
+  }
+  const server = await start(t, [slow])
+  const page = await visit(t, server)
+  await page.fill('#title', 'large')
+  await page.setInputFiles('#file', path)
+  await page.click('#send')
+  await until(
+    () => upload,
+    begun => begun !== undefined,
+  )
+  const id = String(upload?.id)
+  let seen = 0
+  const counted = async () => {
+    const progress = await getProgress(server.url, id)
+    assert.ok(progress.state === 'uploading' && progress.size !== undefined)
+    return Math.floor((progress.received / progress.size) * 100)
+  }
+  for (const share of [0.1, 0.25, 0.5, 0.75, 0.9]) {
+    allow(share)
+    // While it moves: never back, and never ahead of the server, whatever the sockets have swallowed.
+    const settled = await until(
+      async () => ({ shown: await percent(page), counted: await counted() }),
+      ({ shown, counted }) => {
+        assert.ok(shown >= seen, `the bar went back from ${seen} to ${shown}`)
+        assert.ok(shown <= counted, `the bar shows ${shown}, the server has ${counted}`)
+        seen = shown
+        return shown === counted && counted >= share * 100
+      },
+    )
+    // Where the server stands still, so does the bar, a few buffers beyond what was allowed.
+    assert.ok(settled.counted < share * 100 + 5, `${settled.counted} at ${share}`)
+  }
+  assert.match(await page.title(), /^9\d % · uploadr$/)
+  assert.match(String(await page.locator('.facts').textContent()), /^2\d\d\sMiB of 300\sMiB · /)
+  allow(2)
+  await page.waitForSelector('[data-state=stored]')
+  assert.equal(await percent(page), 100)
+  assert.equal((await stat(join(server.dir, 'large.bin'))).size, size)
+  assert.equal(await page.title(), 'uploadr')
+})
+
+test('no 100 % before the server has stored it', options, async t => {
+  let finish = () => {}
+  const finished = new Promise<void>(resolve => (finish = resolve))
+  const server = await start(t, [{ name: 'thinking', complete: () => finished }])
+  const page = await visit(t, server)
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=storing]')
+  assert.equal(await percent(page), 99)
+  assert.equal(await page.locator('.percent').textContent(), '99 %')
+  finish()
+  await page.waitForSelector('[data-state=stored]')
+  assert.equal(await percent(page), 100)
+})
+
+test('the bar follows by polling where events do not come through', options, async t => {
+  const { handler, reached, open } = heldBack(t)
+  const server = await start(t, [handler])
+  const page = await visit(t, server)
+  await page.route('**/progress/*', route => {
+    const events = route.request().headers()['accept']?.includes('text/event-stream')
+    return events ? route.abort() : route.continue()
+  })
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', [file('a.bin', randomFile(500_000))])
+  await page.click('#send')
+  await reached
+  await until(
+    () => percent(page),
+    shown => shown > 0,
+  )
+  open()
+  await page.waitForSelector('[data-state=stored]')
+})
+
+test('errors of both fields at once, beside them, and what was typed is kept', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  await page.click('#send')
+  assert.equal(await page.textContent('#title-error'), 'This field is required.')
+  assert.equal(await page.textContent('#file-error'), 'This field is required.')
+  assert.equal(await page.getAttribute('#title', 'aria-invalid'), 'true')
+  assert.equal(await page.evaluate('document.activeElement.id'), 'title')
+  await page.fill('#title', '😀'.repeat(51))
+  assert.equal(await page.isVisible('#title-error'), false)
+  await page.setInputFiles('#file', [file('empty.txt', ''), file('full.txt')])
+  await page.click('#send')
+  assert.equal(
+    await page.textContent('#title-error'),
+    'Ensure this value has at most 50 characters (it has 51).',
+  )
+  assert.equal(await page.textContent('#file-error'), 'empty.txt: The submitted file is empty.')
+  assert.equal(await page.inputValue('#title'), '😀'.repeat(51))
+  assert.deepEqual(await published(server.dir), [])
+  await page.fill('#title', '😀'.repeat(50))
+  await page.getByRole('button', { name: 'Remove empty.txt' }).click()
+  await page.click('#send')
+  await page.waitForSelector('[data-state=stored]')
+  assert.deepEqual(await published(server.dir), ['full.txt'])
+})
+
+test('what the server says is shown in the row, and retried on request', options, async t => {
+  let attempts = 0
+  const fussy: UploadHandler = {
+    name: 'fussy',
+    open(info, next) {
+      if (attempts++ === 0) throw new UploadError('disk_full', 'no space is left <b>here</b>')
+      return next(info)
+    },
+  }
+  const server = await start(t, [fussy])
+  const page = await visit(t, server)
+  await page.fill('#title', 'kept')
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=failed]')
+  assert.equal(await page.textContent('.facts'), 'No space is left <b>here</b>')
+  await page.getByRole('button', { name: 'Retry a.txt' }).click()
+  await page.waitForSelector('[data-state=stored]')
+  const [record] = await records(server.dir)
+  assert.equal(record?.title, 'kept')
+})
+
+test('a file that is too large is refused early, and the page says why', options, async t => {
+  const server = await start(t, [], { limits: { body: 1024 ** 2 } })
+  const page = await visit(t, server)
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', await onDisk(t, 'big.bin', 30_000_000))
+  await page.click('#send')
+  await page.waitForSelector('[data-state=failed]')
+  assert.match(String(await page.textContent('.facts')), /larger than 1\.00 MiB/)
+  assert.deepEqual(await published(server.dir), [])
+})
+
+test('a title that the server refuses is shown at its field', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  // As if the page's own check had let it pass.
+  await page.evaluate(`document.getElementById('title').required = false`)
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=failed]')
+  assert.equal(await page.textContent('#title-error'), 'This field is required.')
+})
+
+test('cancel leaves nothing behind', options, async t => {
+  const { handler, reached, open } = heldBack(t)
+  let id = ''
+  const noting: UploadHandler = {
+    name: 'noting',
+    begin(upload) {
+      id = upload.id
+    },
+  }
+  const server = await start(t, [noting, handler])
+  const page = await visit(t, server)
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', [
+    await onDisk(t, 'first.bin', 20_000_000),
+    await onDisk(t, 'second.bin', 20_000_000),
+    await onDisk(t, 'third.bin', 1),
+  ])
+  await page.click('#send')
+  await reached
+  assert.equal(await row(page, 'third.bin').getAttribute('data-state'), 'queued')
+  for (const name of ['third.bin', 'first.bin', 'second.bin']) {
+    await page.getByRole('button', { name: `Cancel ${name}` }).click()
+  }
+  await reach(page, 'cancelled', 3)
+  open()
+  await until(
+    () => temporaryFiles(server),
+    files => files.length === 0,
+  )
+  await until(
+    () => getProgress(server.url, id),
+    progress => progress.state === 'error' && progress.code === 'truncated_body',
+  )
+  assert.deepEqual(await published(server.dir), [])
+  assert.deepEqual(await records(server.dir), [])
+})
+
+test('leaving in the middle of an upload is asked about', options, async t => {
+  const { handler, reached, open } = heldBack(t)
+  const server = await start(t, [handler])
+  const page = await visit(t, server)
+  const asked: string[] = []
+  page.on('dialog', dialog => {
+    asked.push(dialog.type())
+    void dialog.dismiss()
+  })
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await reached
+  await Promise.all([page.waitForEvent('dialog'), page.close({ runBeforeUnload: true })])
+  assert.deepEqual(asked, ['beforeunload'])
+  open()
+  await page.waitForSelector('[data-state=stored]')
+  await page.reload()
+  assert.equal(asked.length, 1)
+})
+
+test('a file name full of markup is text', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  page.on('dialog', () => assert.fail('a script from a file name ran'))
+  await page.fill('#title', '<script>alert(2)</script>')
+  await page.setInputFiles('#file', [file(MARKUP)])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=stored]')
+  assert.equal(await page.textContent('.row .name'), MARKUP)
+  assert.equal(await page.locator('.row img').count(), 0)
+  assert.deepEqual(await published(server.dir), [MARKUP])
+})
+
+test('without JavaScript: a post, back to the form, and a message once', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server, { javaScriptEnabled: false })
+  await page.fill('#title', '<i>plain</i>')
+  await page.setInputFiles('#file', [file(MARKUP), file('b.txt', 'two')])
+  const [answer] = await Promise.all([page.waitForResponse(server.url), page.click('#send')])
+  assert.equal(answer.status(), 303)
+  assert.equal(await answer.headerValue('location'), '/')
+  await page.waitForSelector('.notice')
+  assert.equal(page.url(), server.url)
+  assert.equal(await page.textContent('.notice p'), 'Stored 2 files as <i>plain</i>:')
+  assert.deepEqual(await page.locator('.notice li').allTextContents(), [`${MARKUP} 5 B`, 'b.txt 3 B'])
+  assert.equal(await page.locator('.notice img, .notice i').count(), 0)
+  assert.deepEqual(await published(server.dir), [MARKUP, 'b.txt'])
+  await page.reload()
+  assert.equal(await page.locator('.notice').count(), 0)
+})
+
+test('without JavaScript: errors beside the fields, and what was typed is kept', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server, { javaScriptEnabled: false })
+  const typed = `"><b>${'x'.repeat(60)}`
+  await page.fill('#title', typed)
+  await page.setInputFiles('#file', [file('empty.txt', '')])
+  const [answer] = await Promise.all([page.waitForResponse(server.url), page.click('#send')])
+  assert.equal(answer.status(), 422)
+  await page.waitForSelector('#title-error:not([hidden])')
+  assert.equal(await page.inputValue('#title'), typed)
+  assert.match(String(await page.textContent('#title-error')), /at most 50 characters \(it has 65\)/)
+  assert.equal(await page.textContent('#file-error'), 'The submitted file is empty.')
+  assert.equal(await page.getAttribute('#title', 'aria-invalid'), 'true')
+  // And it goes on from there.
+  await page.fill('#title', 'short')
+  await page.setInputFiles('#file', [file('full.txt')])
+  await page.click('#send')
+  await page.waitForSelector('.notice')
+  assert.deepEqual(await published(server.dir), ['full.txt'])
+})
+
+test('without JavaScript: any other refusal is told in words, with the form', options, async t => {
+  const refusing: UploadHandler = {
+    name: 'refusing',
+    open() {
+      throw new UploadError('disk_full', 'no space is left')
+    },
+  }
+  const server = await start(t, [refusing])
+  const page = await visit(t, server, { javaScriptEnabled: false })
+  await page.fill('#title', 'kept')
+  await page.setInputFiles('#file', [file('a.txt')])
+  const [answer] = await Promise.all([page.waitForResponse(server.url), page.click('#send')])
+  assert.equal(answer.status(), 507)
+  await page.waitForSelector('.notice.bad')
+  assert.equal((await page.textContent('.notice'))?.trim(), 'No space is left.')
+  assert.equal(await page.inputValue('#title'), 'kept')
+  await page.goto(`${server.url}nowhere/at/all`)
+  assert.equal(await page.textContent('h2'), 'Not found')
+  assert.equal(await page.evaluate('getComputedStyle(document.querySelector("main")).maxWidth'), '608px')
+})
+
+test('a form on another origin is refused, and stores nothing', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  const form = `<!doctype html><form method="post" action="${server.url}" enctype="multipart/form-data">
+    <input name="title" value="forged"><input name="csrfmiddlewaretoken" value="${'x'.repeat(43)}">
+    <input type="file" name="file" id="file"><button>Go</button></form>`
+  const evil = http.createServer((_, res) => res.setHeader('content-type', 'text/html').end(form))
+  await new Promise<void>(resolve => evil.listen(0, () => resolve()))
+  t.after(() => evil.close().closeAllConnections())
+  const { port } = evil.address() as AddressInfo
+  // Another port is another origin of the same site: the browser sends our cookie along. Another name is another site.
+  for (const host of ['127.0.0.1', 'localhost', 'rebound.example']) {
+    await page.goto(`http://${host}:${port}/`)
+    await page.setInputFiles('#file', [file('forged.txt')])
+    const [answer] = await Promise.all([page.waitForResponse(server.url), page.click('button')])
+    assert.equal(answer.status(), 403, host)
+    await page.waitForSelector('.notice.bad')
+    assert.match(String(await page.textContent('.notice')), /another origin/)
+  }
+  assert.deepEqual(await published(server.dir), [])
+  assert.deepEqual(await temporaryFiles(server), [])
+})
+
+test('a name that somebody points at this machine is not answered', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  const answer = await page.goto(`http://rebound.example:${server.port}/`)
+  assert.equal(answer?.status(), 403)
+  assert.match(String(await page.textContent('.card')), /not known as "rebound\.example"/)
+  assert.equal(await page.locator('form').count(), 0)
+})
+
+test('with a token: the browser asks for it, and everything works behind it', options, async t => {
+  const server = await start(t, [], { token: 'secret' })
+  assert.equal((await fetch(server.url)).status, 401)
+  const page = await visit(t, server, { httpCredentials: { username: 'anybody', password: 'secret' } })
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=stored]')
+})
+
+test('an optional title', options, async t => {
+  const server = await start(t, [], { titleRequired: false })
+  const page = await visit(t, server)
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=stored]')
+  const [record] = await records(server.dir)
+  assert.equal(record?.title, '')
+})
+
+test('the page and its parts: a strict policy, cached for ever, nothing from elsewhere', options, async t => {
+  const server = await start(t)
+  const answer = await fetch(server.url)
+  const policy = answer.headers.get('content-security-policy') ?? ''
+  for (const rule of [
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "frame-ancestors 'none'",
+  ]) {
+    assert.ok(policy.includes(rule), rule)
+  }
+  assert.doesNotMatch(policy, /unsafe|\*|https?:|data:/)
+  assert.equal(answer.headers.get('x-content-type-options'), 'nosniff')
+  assert.equal(answer.headers.get('x-frame-options'), 'DENY')
+  assert.equal(answer.headers.get('cache-control'), 'no-store')
+  const text = await answer.text()
+  assert.doesNotMatch(text, / (?:style|on\w+)=|<style|https?:\/\//)
+  const links = [...text.matchAll(/(?:src|href)="(assets\/[^"]+)"/g)].map(match => String(match[1]))
+  assert.ok(links.length >= 3)
+  for (const link of links) {
+    const asset = await fetch(new URL(link, server.url))
+    assert.equal(asset.status, 200, link)
+    assert.match(link, /\.[\w-]{16}\.(css|js|svg)$/)
+    assert.equal(asset.headers.get('cache-control'), 'public, max-age=31536000, immutable')
+    assert.equal(asset.headers.get('x-content-type-options'), 'nosniff')
+  }
+  assert.equal((await fetch(new URL('assets/page.js', server.url))).status, 404)
+  assert.equal((await fetch(new URL('assets/../../package.json', server.url))).status, 404)
+  const requested: string[] = []
+  const page = await visit(t, server)
+  page.on('request', request => requested.push(request.url()))
+  await page.reload()
+  assert.ok(requested.length > 0)
+  for (const url of requested) assert.ok(url.startsWith(server.url), url)
+})
+
+/** axe-core's serious and critical findings, as text. */
+async function findings(page: Page): Promise<string[]> {
+  const source = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
+  await page.evaluate(source)
+  const { violations } = (await page.evaluate('axe.run()')) as {
+    violations: { id: string; impact: string; nodes: { html: string; failureSummary: string }[] }[]
+  }
+  return violations
+    .filter(({ impact }) => impact === 'serious' || impact === 'critical')
+    .flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => `${id}: ${html}\n${failureSummary}`))
+}
+
+for (const colorScheme of ['light', 'dark'] as const) {
+  for (const width of [1000, 375]) {
+    test(`accessible and within its width: ${colorScheme}, ${width} px`, options, async t => {
+      const { handler, reached, open } = heldBack(t)
+      const server = await start(t, [handler])
+      const page = await visit(t, server, { colorScheme, viewport: { width, height: 700 } })
+      const check = async (state: string) => {
+        assert.deepEqual(await findings(page), [], state)
+        assert.equal(await page.evaluate('document.scrollingElement.scrollWidth'), width, state)
+      }
+      await check('empty')
+      await page.click('#send')
+      await check('errors')
+      await page.fill('#title', 'x'.repeat(50))
+      await page.setInputFiles('#file', [
+        await onDisk(t, `${'long'.repeat(40)}.bin`, 20_000_000),
+        await onDisk(t, 'b.txt', 10),
+        await onDisk(t, 'c.txt', 10),
+      ])
+      await check('chosen')
+      await page.click('#send')
+      await reached
+      await page.getByRole('button', { name: 'Cancel c.txt' }).click()
+      await check('in the middle')
+      open()
+      await reach(page, 'stored', 2)
+      await check('stored')
+    })
+  }
+}
