@@ -37,6 +37,7 @@ const TABLE = {
   shutting_down: { status: 503, exit: 9, title: 'The server is shutting down' },
   // 429 is about one client's doing (RFC 6585, 4), 503 about everybody's.
   too_many_uploads_of_client: { status: 429, exit: 4, title: 'Too many uploads of this client' },
+  too_many_connections: { status: 503, exit: 9, title: 'Too many connections' },
   too_many_uploads: { status: 503, exit: 9, title: 'Too many uploads' },
   quota_exceeded: { status: 507, exit: 6, title: 'Quota exceeded' },
   // 507 is WebDAV's (RFC 4918, 11.5), and what people read as "disk full".

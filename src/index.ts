@@ -1,13 +1,14 @@
 export { type PushOptions, type PushProgress, type PushResult, push } from './client/push.ts'
 export { openFile, type Source, streamSource } from './client/source.ts'
 export { type ErrorCode, UploadError } from './errors.ts'
+export type { Limits } from './limits.ts'
 export { createLogger, type LogFields, type LogFormat, type Logger } from './log.ts'
 export { type MemoryProgressOptions, MemoryProgressStore } from './progress/memory.ts'
 export type { LiveUpload, Outcome, ProgressStore } from './progress/store.ts'
 export type { Awaitable, FieldError, Problem, Progress, Receipt, StoredFile } from './protocol.ts'
 export { createServer, type ServerOptions, type UploadServer } from './server/server.ts'
-export { LocalStorage, type LocalStorageOptions, type OnConflict } from './storage/local.ts'
-export type { StagedFile, Storage, UploadFacts, UploadRecord } from './storage/storage.ts'
+export { LocalStorage, type LocalStorageOptions } from './storage/local.ts'
+export type { OnConflict, StagedFile, Storage, UploadFacts, UploadRecord } from './storage/storage.ts'
 export { type DiskOptions, disk } from './upload/disk.ts'
 export {
   compose,
@@ -20,4 +21,3 @@ export {
 } from './upload/handler.ts'
 export { type MemoryOptions, memory } from './upload/memory.ts'
 export { progress } from './upload/progress.ts'
-export type { ReceiveLimits } from './upload/receiver.ts'

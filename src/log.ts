@@ -46,6 +46,8 @@ function textLine(time: string, level: string, event: string, fields: LogFields)
 // (Zl, Zp) and lone surrogates (Cs): everything that can move a cursor, reorder or end a line.
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
 
+const PLAIN = /^[ -~]*$/
+
 function escapeUnit(character: string): string {
   let escaped = ''
   for (let i = 0; i < character.length; i++) {
@@ -56,5 +58,7 @@ function escapeUnit(character: string): string {
 
 /** Text from outside, safe to show in a terminal or a log line: unprintable characters become `\uXXXX`. */
 export function printable(text: string): string {
+  // Nearly every text is plain, and that is quickly seen.
+  if (PLAIN.test(text)) return text
   return text.replace(UNPRINTABLE, escapeUnit)
 }

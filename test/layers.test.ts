@@ -9,6 +9,7 @@ import { ROOT } from './support.ts'
 const FLOORS: Record<string, number> = {
   'protocol.ts': 0,
   'errors.ts': 0,
+  'limits.ts': 0,
   'log.ts': 0,
   'units.ts': 0,
   progress: 1,

@@ -232,12 +232,14 @@ test('a body cut right after a boundary: the file ended well, the upload did not
 
 test('a sink whose file was cut short is aborted, never closed', async t => {
   const calls: string[] = []
+  let opened = 0
   const at = await startServer(t, {
     handlers: [
       {
         name: 'witness',
         async open(file, next) {
           const inner = await next(file)
+          opened++
           return tap(inner, {
             close() {
               calls.push('close')
@@ -256,7 +258,9 @@ test('a sink whose file was cut short is aborted, never closed', async t => {
   for (const options of [{}, { chunked: true }, { chunk: 1 }]) {
     await assertRefused(at, form.subarray(0, form.length - 20), 'truncated_body', options)
   }
-  assert.deepEqual(calls, ['abort truncated_body', 'abort truncated_body', 'abort truncated_body'])
+  // A body that is cut within its first packet may have failed before the file was opened.
+  assert.ok(opened > 0)
+  assert.deepEqual(calls, Array(opened).fill('abort truncated_body'))
 })
 
 test('content types', async t => {
@@ -910,7 +914,7 @@ test('a full disk is 507 and leaves nothing, under --tmp and under --dir', async
   ])
   for (const fsync of [true, false]) {
     await t.test(`--tmp is full, fsync ${fsync}`, async t => {
-      const at = await startServer(t, { tmp: join(small, `tmp-${fsync}`), fsync })
+      const at = await startServer(t, { tmp: join(small, `tmp-${fsync}`), fsync, limits: { minFree: 0 } })
       for (const chunked of [false, true]) {
         const { status } = await assertRefused(at, form, 'disk_full', { chunk: 65_536, chunked })
         assert.equal(status, 507)
@@ -922,7 +926,8 @@ test('a full disk is 507 and leaves nothing, under --tmp and under --dir', async
     })
     for (const memoryMax of [0, 10_000_000]) {
       await t.test(`--dir is full, fsync ${fsync}, memory of ${memoryMax}`, async t => {
-        const at = await startServer(t, { dir: join(small, `dir-${fsync}-${memoryMax}`), fsync, memoryMax })
+        const dir = join(small, `dir-${fsync}-${memoryMax}`)
+        const at = await startServer(t, { dir, fsync, memoryMax, limits: { minFree: 0 } })
         await assertRefused(at, form, 'disk_full', { chunk: 65_536 })
       })
     }

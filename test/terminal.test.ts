@@ -235,16 +235,27 @@ for (const [key, where] of [
 }
 
 test('NO_COLOR: no colour; TERM=dumb and CI: plain lines', async t => {
-  const { url } = await startServer(t)
   const file = await aFile(t, 20_000_000)
-  const colored = inTerminal(t, [file, '--url', url])
-  assert.equal(await colored.exited, 0)
+  // Long enough for a bar to be drawn.
+  const inBar = async (env: Record<string, string>) => {
+    const slow = gate()
+    const { url } = await startServer(t, { handlers: [slow.handler] })
+    const terminal = inTerminal(t, [file, '--url', url], { env })
+    await until(
+      () => shownPercent(terminal.screen()),
+      share => share !== undefined,
+    )
+    slow.open()
+    assert.equal(await terminal.exited, 0)
+    return terminal
+  }
+  const colored = await inBar({})
   // biome-ignore lint/complexity/useRegexLiterals: an escape sequence, spelled once
   const sgr = new RegExp('\x1b\\[(3[0-9]|9[0-9])m')
   assert.match(colored.raw(), sgr)
-  const plain = inTerminal(t, [file, '--url', url], { env: { NO_COLOR: '1' } })
-  assert.equal(await plain.exited, 0)
+  const plain = await inBar({ NO_COLOR: '1' })
   assert.doesNotMatch(plain.raw(), sgr)
+  const { url } = await startServer(t)
   for (const env of [{ TERM: 'dumb' }, { CI: 'true' }]) {
     const dumb = inTerminal(t, [file, '--url', url], { env })
     assert.equal(await dumb.exited, 0)

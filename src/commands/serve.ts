@@ -2,15 +2,13 @@ import { randomBytes } from 'node:crypto'
 import os from 'node:os'
 import { Command } from 'commander'
 import { UploadError } from '../errors.ts'
-import { createLogger, type LogFormat } from '../log.ts'
+import { DEFAULT_LIMITS, MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
+import { createLogger, type LogFormat, type Logger } from '../log.ts'
 import { DEFAULT_HOST, DEFAULT_PORT } from '../protocol.ts'
-import { isLoopback } from '../server/access.ts'
-import { createServer, type UploadServer } from '../server/server.ts'
-import { ON_CONFLICT, type OnConflict } from '../storage/local.ts'
+import type { ServerOptions, UploadServer } from '../server/server.ts'
+import { ON_CONFLICT, type OnConflict } from '../storage/storage.ts'
 import { formatSize } from '../units.ts'
-import { MEMORY_MAX, MEMORY_TOTAL } from '../upload/memory.ts'
-import { loadHandler } from '../upload/plugin.ts'
-import { DEFAULT_LIMITS } from '../upload/receiver.ts'
+import type { UploadHandler } from '../upload/handler.ts'
 import { duration, type Host, integer, list, option, readFlags, size, text } from './options.ts'
 
 interface ServeOptions {
@@ -28,6 +26,17 @@ interface ServeOptions {
   maxFieldBytes: number
   maxFiles: number
   idleTimeout: number
+  minRate: number
+  maxUploads: number
+  maxUploadsPerClient: number
+  maxConnections: number
+  maxConnectionsPerClient: number
+  minFree: number
+  quota: number
+  allowType: string[]
+  denyType: string[]
+  allowExtension: string[]
+  denyExtension: string[]
   headerTimeout: number
   progressTtl: number
   progressMax: number
@@ -54,22 +63,35 @@ export function serveCommand(host: Host): Command {
     .addOption(bytes('--memory-max <size>', 'largest request kept in memory', MEMORY_MAX))
     .addOption(bytes('--memory-total <size>', 'what all requests in memory may hold', MEMORY_TOTAL))
     .addOption(bytes('--max-size <size>', 'largest request', DEFAULT_LIMITS.body))
-    .addOption(
-      option('--max-files <number>', 'most files in a request', integer(1, 1e6)).default(
-        DEFAULT_LIMITS.files,
-      ),
-    )
-    .addOption(
-      option('--max-fields <number>', 'most fields in a form', integer(1, 1e6)).default(
-        DEFAULT_LIMITS.fields,
-      ),
-    )
+    .addOption(count('--max-files <number>', 'most files in a request', DEFAULT_LIMITS.files))
+    .addOption(count('--max-fields <number>', 'most fields in a form', DEFAULT_LIMITS.fields))
     .addOption(bytes('--max-field-bytes <size>', 'largest fields together', DEFAULT_LIMITS.fieldBytes))
+    .addOption(count('--max-uploads <number>', 'most uploads at once', DEFAULT_LIMITS.uploads))
+    .addOption(
+      count('--max-uploads-per-client <number>', 'of them of one address', DEFAULT_LIMITS.uploadsPerClient),
+    )
+    .addOption(count('--max-connections <number>', 'most connections at once', DEFAULT_LIMITS.connections))
+    .addOption(
+      count(
+        '--max-connections-per-client <number>',
+        'of them from one address',
+        DEFAULT_LIMITS.connectionsPerClient,
+      ),
+    )
+    .addOption(bytes('--min-free <size>', 'disk space that stays free, 0 for none', DEFAULT_LIMITS.minFree))
+    .addOption(
+      option('--quota <size>', 'what stored files may take together, 0 for any', size).default(0, 'any'),
+    )
+    .addOption(every('--allow-type <type>', 'media type to accept alone, such as image/*'))
+    .addOption(every('--deny-type <type>', 'media type to refuse'))
+    .addOption(every('--allow-extension <name>', 'file extension to accept alone'))
+    .addOption(every('--deny-extension <name>', 'file extension to refuse'))
     .addOption(wait('--idle-timeout <time>', 'longest silence of an uploading client, 0 for any', '1m'))
+    .addOption(bytes('--min-rate <size>', 'least an uploading client sends a second', DEFAULT_LIMITS.minRate))
     .addOption(wait('--header-timeout <time>', "longest time for a request's head", '20s'))
     .addOption(wait('--progress-ttl <time>', "how long an ended upload's progress is kept", '30s'))
     .addOption(option('--progress-max <number>', 'most progress records', integer(1, 1e7)).default(10_000))
-    .addOption(option('--handler <module>', 'upload handler to add, repeatable', list).default([], 'none'))
+    .addOption(every('--handler <module>', 'upload handler to add'))
     .addOption(
       option('--token <token>', 'what every request must carry (default: made where not loopback)', text),
     )
@@ -80,12 +102,7 @@ export function serveCommand(host: Host): Command {
         // UPLOADR_TITLE is the title that push sends.
         .env('UPLOADR_SERVE_TITLE'),
     )
-    .addOption(
-      option('--public-name <host>', 'name that browsers may reach it by, repeatable', list).default(
-        [],
-        'none',
-      ),
-    )
+    .addOption(every('--public-name <host>', 'name that browsers may reach it by'))
     .addOption(wait('--grace <time>', 'how long running uploads may finish on the first signal', '30s'))
     .addOption(
       option('--log <format>', 'format of the log on stderr').choices(['text', 'json']).default('text'),
@@ -100,6 +117,14 @@ function bytes(flags: string, description: string, value: number) {
   return option(flags, description, size).default(value, formatSize(value))
 }
 
+function count(flags: string, description: string, value: number) {
+  return option(flags, description, integer(1, 1e7)).default(value)
+}
+
+function every(flags: string, description: string) {
+  return option(flags, `${description}, repeatable`, list).default([], 'none')
+}
+
 function wait(flags: string, description: string, value: string) {
   return option(flags, description, duration).default(duration(value), value)
 }
@@ -109,61 +134,81 @@ async function serve(host: Host, options: ServeOptions): Promise<void> {
   // A log whose reader is gone is no reason to stop receiving.
   for (const stream of [host.stdout, host.stderr]) stream.on('error', () => {})
   const log = createLogger({ stream: host.stderr, format: options.log })
+  // Loaded here, not above: `push` and `--help` start without the server.
+  const [{ createServer }, { isLoopback }, { loadHandler }] = await Promise.all([
+    import('../server/server.ts'),
+    import('../server/access.ts'),
+    import('../upload/plugin.ts'),
+  ])
   const open = isLoopback(options.host)
   const token = options.token ?? (open ? undefined : randomBytes(18).toString('base64url'))
-  const handlers = []
+  const handlers: UploadHandler[] = []
   for (const module of options.handler) handlers.push(await loadHandler(module))
-  const server = await start(options, handlers, token, log)
-  host.stdout.write(`${server.url}\n`)
-  log.info('listening', { url: server.url, dir: options.dir })
+  const settings = serverOptions(options, handlers, token, log)
+  const server = await creating(`cannot use ${options.dir}`, createServer(settings))
+  // Before anybody is told that it listens, and may end it.
+  const stopped = untilSignal(host, server, options.grace, log)
+  const { host: address, port } = options
+  const url = await creating(
+    `cannot listen on ${address} port ${port}`,
+    server.listen({ host: address, port }),
+  ).catch(async error => {
+    await server.shutdown()
+    throw error
+  })
+  host.stdout.write(`${url}\n`)
+  log.info('listening', { url, dir: options.dir })
   if (token !== undefined && options.token === undefined) {
-    const { port } = new URL(server.url)
-    host.stderr.write(
-      `push to it with:\n  UPLOADR_TOKEN=${token} uploadr push FILE --url http://${reachable(options.host)}:${port}/\n`,
-    )
+    const reached = `http://${reachable(address)}:${new URL(url).port}/`
+    host.stderr.write(`push to it with:\n  UPLOADR_TOKEN=${token} uploadr push FILE --url ${reached}\n`)
   }
-  await untilSignal(host, server.server, options.grace, log)
+  await stopped
 }
 
-async function start(
+function serverOptions(
   options: ServeOptions,
-  handlers: Awaited<ReturnType<typeof loadHandler>>[],
+  handlers: readonly UploadHandler[],
   token: string | undefined,
-  log: ReturnType<typeof createLogger>,
-): Promise<{ server: UploadServer; url: string }> {
-  let doing = `cannot use ${options.dir}`
+  log: Logger,
+): ServerOptions {
+  const { dir, tmp, onConflict, fsync, sha256, memoryMax, memoryTotal } = options
+  const { headerTimeout, progressTtl, progressMax } = options
+  return {
+    ...{ dir, onConflict, fsync, sha256, memoryMax, memoryTotal, headerTimeout, progressTtl, progressMax },
+    ...(tmp !== undefined && { tmp }),
+    ...(token !== undefined && { token }),
+    handlers,
+    limits: {
+      body: options.maxSize,
+      files: options.maxFiles,
+      fields: options.maxFields,
+      fieldBytes: options.maxFieldBytes,
+      idle: options.idleTimeout,
+      minRate: options.minRate,
+      uploads: options.maxUploads,
+      uploadsPerClient: options.maxUploadsPerClient,
+      connections: options.maxConnections,
+      connectionsPerClient: options.maxConnectionsPerClient,
+      minFree: options.minFree,
+      quota: options.quota,
+    },
+    kinds: {
+      allowTypes: options.allowType,
+      denyTypes: options.denyType,
+      allowExtensions: options.allowExtension,
+      denyExtensions: options.denyExtension,
+    },
+    titleRequired: options.title === 'required',
+    // Beside what was asked for, the names that this machine goes by in its own network.
+    publicNames: [...options.publicName, os.hostname(), `${os.hostname()}.local`],
+    log,
+  }
+}
+
+/** What stands in the way of serving, as one error that says what was being done. */
+async function creating<T>(doing: string, work: Promise<T>): Promise<T> {
   try {
-    const server = await createServer({
-      dir: options.dir,
-      ...(options.tmp !== undefined && { tmp: options.tmp }),
-      onConflict: options.onConflict,
-      fsync: options.fsync,
-      sha256: options.sha256,
-      memoryMax: options.memoryMax,
-      memoryTotal: options.memoryTotal,
-      handlers,
-      limits: {
-        body: options.maxSize,
-        fields: options.maxFields,
-        fieldBytes: options.maxFieldBytes,
-        files: options.maxFiles,
-        idle: options.idleTimeout,
-      },
-      headerTimeout: options.headerTimeout,
-      progressTtl: options.progressTtl,
-      progressMax: options.progressMax,
-      titleRequired: options.title === 'required',
-      // Beside what was asked for, the names that this machine goes by in its own network.
-      publicNames: [...options.publicName, os.hostname(), `${os.hostname()}.local`],
-      ...(token !== undefined && { token }),
-      log,
-    })
-    doing = `cannot listen on ${options.host} port ${options.port}`
-    const url = await server.listen({ host: options.host, port: options.port }).catch(async error => {
-      await server.shutdown()
-      throw error
-    })
-    return { server, url }
+    return await work
   } catch (cause) {
     if (cause instanceof UploadError) throw cause
     throw new UploadError('cannot_serve', `${doing}: ${(cause as Error).message}`, { cause })
@@ -171,12 +216,7 @@ async function start(
 }
 
 /** The first signal drains, the second ends at once. */
-function untilSignal(
-  host: Host,
-  server: UploadServer,
-  grace: number,
-  log: ReturnType<typeof createLogger>,
-): Promise<void> {
+function untilSignal(host: Host, server: UploadServer, grace: number, log: Logger): Promise<void> {
   return new Promise((resolve, reject) => {
     let draining = false
     const onSignal = (signal: 'SIGINT' | 'SIGTERM') => {

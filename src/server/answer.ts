@@ -20,8 +20,9 @@ export function answer(
   headers: Headers = {},
 ): void {
   if (res.headersSent || res.destroyed) return
-  const body = Buffer.from(content?.body ?? '')
-  const all: Headers = { ...BASE_HEADERS, ...headers, 'Content-Length': String(body.length) }
+  // A string goes out with the head in one write.
+  const body = content?.body ?? ''
+  const all: Headers = { ...BASE_HEADERS, ...headers, 'Content-Length': String(Buffer.byteLength(body)) }
   if (content) all['Content-Type'] = content.type
   if (bodyPending(req)) {
     all['Connection'] = 'close'
@@ -55,6 +56,11 @@ export function answerProblem(
   error: UploadError,
   headers: Headers = {},
 ): void {
+  answer(req, res, error.status || 500, { type: 'application/problem+json', body: problemOf(error) }, headers)
+}
+
+/** An error as problem details, JSON text. */
+export function problemOf(error: UploadError): string {
   const status = error.status || 500
   const problem: Problem = {
     type: 'about:blank',
@@ -64,8 +70,7 @@ export function answerProblem(
     code: error.code,
     ...(error.errors && { errors: error.errors }),
   }
-  const body = `${JSON.stringify(problem)}\n`
-  answer(req, res, status, { type: 'application/problem+json', body }, headers)
+  return `${JSON.stringify(problem)}\n`
 }
 
 /** Whether the client would rather read HTML than JSON: a browser that shows the answer to a person. */

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { rmSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
@@ -6,22 +6,27 @@ import net, { type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { UploadError } from '../errors.ts'
+import { DEFAULT_LIMITS, type Limits } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
 import type { ProgressStore } from '../progress/store.ts'
 import { DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
-import { hiddenFolder, LocalStorage, type OnConflict } from '../storage/local.ts'
-import type { StagedFile, Storage } from '../storage/storage.ts'
+import { hiddenFolder, LocalStorage } from '../storage/local.ts'
+import type { OnConflict, StagedFile, Storage } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
+import { admission } from '../upload/admission.ts'
 import { disk } from '../upload/disk.ts'
 import { checkForm } from '../upload/form.ts'
 import { compose, type UploadHandler } from '../upload/handler.ts'
+import { type KindRules, kinds } from '../upload/kinds.ts'
 import { memory } from '../upload/memory.ts'
 import { progress } from '../upload/progress.ts'
-import { DEFAULT_LIMITS, type ReceiveLimits, RequestUpload, receive } from '../upload/receiver.ts'
+import { announced, RequestUpload, receive } from '../upload/receiver.ts'
+import { space } from '../upload/space.ts'
 import { CHALLENGES, checkToken } from './access.ts'
 import { answer, answerJson, answerProblem, prefersHtml } from './answer.ts'
 import { ASSETS } from './assets.ts'
+import { limitConnections } from './connections.ts'
 import { checkPost, type Fields } from './csrf.ts'
 import { ProgressEvents } from './events.ts'
 import { KnownNames } from './known-names.ts'
@@ -45,7 +50,9 @@ export interface ServerOptions {
   memoryTotal?: number
   /** The user's handlers, asked before memory and disk. */
   handlers?: readonly UploadHandler[]
-  limits?: Partial<ReceiveLimits>
+  limits?: Partial<Limits>
+  /** Media types and extensions that are accepted or refused; every one is accepted by default. */
+  kinds?: Partial<KindRules>
   /** How long, in milliseconds, an ended upload's progress is remembered; 30 000 by default. */
   progressTtl?: number
   /** How many progress records are kept; 10 000 by default. */
@@ -110,7 +117,6 @@ interface Incoming {
   req: IncomingMessage
   upload: RequestUpload
   noted: Noted
-  signal: AbortSignal
   /** What is left to check of the form's token once its fields are there. */
   checkCsrf: ((fields: Fields) => void) | undefined
   sendContinue: (() => void) | undefined
@@ -122,7 +128,7 @@ export class UploadServer {
   readonly #storage: Storage
   readonly #workspace: Workspace
   readonly #log: Logger
-  readonly #limits: ReceiveLimits
+  readonly #limits: Limits
   readonly #progress: ProgressStore
   readonly #events: ProgressEvents
   readonly #page: PageRoute
@@ -130,8 +136,8 @@ export class UploadServer {
   readonly #disk: ReturnType<typeof disk>
   readonly #chain: Required<UploadHandler>
   readonly #http: http.Server
-  /** Running uploads, each with the way to end it. */
-  readonly #running = new Map<Promise<void>, AbortController>()
+  /** Running uploads, each by the promise of its end. */
+  readonly #running = new Map<Promise<void>, RequestUpload>()
   readonly #totals = { stored: 0, failed: 0, received: 0 }
   #draining = false
 
@@ -158,6 +164,14 @@ export class UploadServer {
     }
     this.#chain = compose([
       progress(this.#progress),
+      announced(this.#limits),
+      admission(this.#limits),
+      space({
+        tmp: workspace.path,
+        dir: options.storage ? undefined : (options.dir ?? './uploads'),
+        ...this.#limits,
+      }),
+      kinds({ allowTypes: [], denyTypes: [], allowExtensions: [], denyExtensions: [], ...options.kinds }),
       ...(options.handlers ?? []),
       memory(memoryOptions),
       this.#disk,
@@ -169,9 +183,13 @@ export class UploadServer {
       headersTimeout,
       connectionsCheckingInterval: Math.max(100, Math.min(5000, headersTimeout / 2)),
     })
+    limitConnections(this.#http, this.#limits, (error, from) => {
+      this.#log.warn('connection refused', { from, code: error.code })
+    })
     this.#http.on('request', (req, res) => void this.#handle(req, res))
     // The same, but the body is only sent once it is asked for.
     this.#http.on('checkContinue', (req, res) => void this.#handle(req, res, () => res.writeContinue()))
+    this.#http.on('checkExpectation', (req, res) => void this.#handle(req, res))
     this.#http.on('clientError', (error, socket) => this.#refuseBrokenRequest(error, socket as net.Socket))
   }
 
@@ -203,8 +221,8 @@ export class UploadServer {
     const uploads = Promise.all(this.#running.keys())
     await Promise.race([uploads, delay(grace, undefined, { signal: patience.signal }).catch(() => {})])
     patience.abort()
-    for (const running of this.#running.values()) {
-      running.abort(new UploadError('shutting_down', 'the server is shutting down'))
+    for (const upload of this.#running.values()) {
+      upload.abort(new UploadError('shutting_down', 'the server is shutting down'))
     }
     await Promise.all(this.#running.keys())
     await this.#events.close()
@@ -225,9 +243,12 @@ export class UploadServer {
 
   async #handle(req: IncomingMessage, res: ServerResponse, sendContinue?: () => void): Promise<void> {
     const started = performance.now()
-    const noted: Noted = { fields: {} }
+    // Not to be had any more once the client has left.
+    const from = req.socket.remoteAddress
+    const noted: Noted = { fields: { from } }
     const [path = '/', search] = (req.url ?? '/').split('?', 2)
     try {
+      checkExpectation(req)
       this.#names.check(req)
       if (this.#options.token !== undefined) checkToken(req, this.#options.token)
       await this.#route(req, res, path, new URLSearchParams(search), noted, sendContinue)
@@ -283,11 +304,9 @@ export class UploadServer {
   ): Promise<void> {
     if (this.#draining) throw new UploadError('shutting_down', 'the server is shutting down')
     const checkCsrf = checkPost(req, this.#names)
-    const upload = new RequestUpload(req, progressIdOf(req, query) ?? randomBytes(16).toString('base64url'))
+    const upload = new RequestUpload(req, progressIdOf(req, query) ?? randomUUID())
     noted.upload = upload
-    const control = new AbortController()
-    const { signal } = control
-    const work = this.#upload({ req, upload, noted, signal, checkCsrf, sendContinue }).then(
+    const work = this.#upload({ req, upload, noted, checkCsrf, sendContinue }).then(
       receipt => {
         this.#totals.stored++
         noted.fields['files'] = receipt.files.length
@@ -304,12 +323,12 @@ export class UploadServer {
       this.#running.delete(running)
       this.#totals.received += upload.received
     })
-    this.#running.set(running, control)
+    this.#running.set(running, upload)
     return work
   }
 
   async #upload(incoming: Incoming): Promise<Receipt> {
-    const { req, upload, noted, signal, checkCsrf, sendContinue } = incoming
+    const { req, upload, noted, checkCsrf, sendContinue } = incoming
     const storage = this.#storage
     let staged: readonly StagedFile[] = []
     let receipt: Receipt
@@ -317,7 +336,6 @@ export class UploadServer {
       const { fields, files } = await receive(req, upload, {
         chain: this.#chain,
         limits: this.#limits,
-        signal,
         ...(sendContinue && { askForBody: sendContinue }),
         accepts: (name, fields) => {
           noted.form = fields
@@ -368,15 +386,16 @@ export class UploadServer {
   }
 
   #logAccess(req: IncomingMessage, res: ServerResponse, path: string, started: number, noted: Noted): void {
+    const { from, ...fields } = noted.fields
     this.#log.info('request', {
-      from: req.socket.remoteAddress,
+      from,
       method: req.method,
       path,
       status: noted.status ?? res.statusCode,
       ms: Math.round(performance.now() - started),
       received: noted.upload?.received,
       id: noted.upload?.id,
-      ...noted.fields,
+      ...fields,
     })
   }
 
@@ -398,6 +417,12 @@ function allowed(path: string): string {
   const below = [ROUTES.progress, ASSETS].some(folder => path.startsWith(`${folder}/`))
   const known = [ROUTES.progress, ROUTES.health, ROUTES.metrics].some(route => path === route)
   return below || known ? 'GET, HEAD, OPTIONS' : ''
+}
+
+/** RFC 9110, 10.1.1: what cannot be met is refused, and 100-continue is all there is. */
+function checkExpectation({ headers: { expect } }: IncomingMessage): void {
+  if (expect === undefined || expect.toLowerCase() === '100-continue') return
+  throw new UploadError('expectation_failed', `the expectation ${expect.slice(0, 100)} cannot be met`)
 }
 
 function nothingAt(path: string): UploadError {

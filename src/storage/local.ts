@@ -8,15 +8,8 @@ import { DirectorySync } from './directory-sync.ts'
 import { exists, linkNew } from './link.ts'
 import { alternativeName, isPlainName } from './name.ts'
 import { recover } from './recovery.ts'
-import type { StagedFile, Storage, UploadFacts, UploadRecord } from './storage.ts'
+import type { OnConflict, StagedFile, Storage, UploadFacts, UploadRecord } from './storage.ts'
 import { Workspace } from './workspace.ts'
-
-/**
- * What happens where a name is taken: `rename` stores under a free variant of it, `replace` swaps the
- * old file for the new one in one step, `reject` refuses the upload.
- */
-export type OnConflict = 'rename' | 'replace' | 'reject'
-export const ON_CONFLICT = ['rename', 'replace', 'reject'] as const satisfies readonly OnConflict[]
 
 export interface LocalStorageOptions {
   /** Where published files live, by their names. Made where it is missing. */

@@ -23,6 +23,13 @@ export interface StagedFile {
   discard(): Awaitable<void>
 }
 
+/**
+ * What happens where a name is taken: `rename` stores under a free variant of it, `replace` swaps the
+ * old file for the new one in one step, `reject` refuses the upload.
+ */
+export type OnConflict = 'rename' | 'replace' | 'reject'
+export const ON_CONFLICT = ['rename', 'replace', 'reject'] as const satisfies readonly OnConflict[]
+
 /** What a storage is told of the upload whose files it publishes. */
 export interface UploadFacts {
   readonly id: string

@@ -1,11 +1,7 @@
+import { MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { sha256 } from './digest.ts'
 import type { FileInfo, FileSink, OpenFile, Upload, UploadHandler } from './handler.ts'
-
-/** Django's FILE_UPLOAD_MAX_MEMORY_SIZE, in bytes of the whole request, inclusive. */
-export const MEMORY_MAX = 2_621_440
-/** All requests together, in bytes. */
-export const MEMORY_TOTAL = 64 * 1024 * 1024
 
 export interface MemoryOptions {
   /** The largest request that is kept in memory, in bytes, inclusive. MEMORY_MAX by default. */

@@ -2,6 +2,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Readable, Writable } from 'node:stream'
 import busboy from 'busboy'
 import { UploadError } from '../errors.ts'
+import type { Limits } from '../limits.ts'
 import type { Awaitable, Phase } from '../protocol.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
@@ -9,28 +10,7 @@ import { DelimiterSearch, type OnPiece } from './delimiter-search.ts'
 import { cleanFileName } from './filename.ts'
 import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
 
-export interface ReceiveLimits {
-  /** Bytes of the whole body. */
-  body: number
-  /** Bytes of all fields together, names and values. */
-  fieldBytes: number
-  fields: number
-  files: number
-  /** Milliseconds without a byte from the client, while it is its turn to send; 0 for any. */
-  idle: number
-  /** Bytes a second that a client has to send at least, on average over `idle`; 0 for any rate. */
-  minRate: number
-}
-
-/** Django's limits on fields and files; a body of at most 16 GiB; a minute of silence; no trickle. */
-export const DEFAULT_LIMITS: ReceiveLimits = {
-  body: 16 * 1024 ** 3,
-  fieldBytes: 2_621_440,
-  fields: 1000,
-  files: 100,
-  idle: 60_000,
-  minRate: 128,
-}
+export type ReceiveLimits = Pick<Limits, 'body' | 'files' | 'fields' | 'fieldBytes' | 'idle' | 'minRate'>
 
 /** Files of one request that are open at once; a form may hold more small ones than a process may open. */
 const OPEN_MAX = 32
@@ -43,8 +23,6 @@ export interface ReceiveOptions {
   askForBody?: () => void
   /** May refuse a file, by its cleaned name and the fields that came before it, before its bytes are stored. */
   accepts?: (name: string, fields: Received['fields']) => Awaitable<void>
-  /** Fails the reception with the signal's reason, an UploadError. */
-  signal?: AbortSignal
 }
 
 export interface Received {
@@ -62,6 +40,10 @@ export class RequestUpload implements Upload {
   readonly time = new Date()
   received = 0
   phase: Phase = 'receiving'
+  /** Why it was ended from outside, once it was. */
+  aborted: UploadError | undefined
+  /** Whoever has it in hand just now, to be told of that. */
+  onAbort: ((reason: UploadError) => void) | undefined
 
   constructor(req: IncomingMessage, id: string) {
     this.id = id
@@ -69,6 +51,12 @@ export class RequestUpload implements Upload {
     this.from = req.socket.remoteAddress ?? ''
     const length = req.headers['content-length']
     this.size = length === undefined ? undefined : Number(length)
+  }
+
+  /** Ends the upload where it can still be ended: while its body is received. */
+  abort(reason: UploadError): void {
+    this.aborted ??= reason
+    this.onAbort?.(this.aborted)
   }
 }
 
@@ -89,23 +77,29 @@ export async function receive(
   } catch (error) {
     throw UploadError.from(error, 'handler_failed', 'beginning the upload')
   }
-  const parser = checkHead(req, upload, options.limits)
+  const parser = createParser(req, options.limits)
   // Neither event comes again where the client left, or the server gave up, while handlers were thinking.
-  if (options.signal?.aborted) throw options.signal.reason
+  if (upload.aborted) throw upload.aborted
   if (req.destroyed) throw clientGone(upload)
   return new Reception(req, upload, options, parser).result
 }
 
-/** Everything that can be known of a request before its body. */
-function checkHead(req: IncomingMessage, upload: RequestUpload, limits: ReceiveLimits): busboy.Busboy {
-  const { size } = upload
-  if (size !== undefined && size > limits.body) throw bodyTooLarge(limits.body, size)
-  const type = req.headers['content-type'] ?? ''
-  const mediaType = type.split(';', 1)[0]?.trim().toLowerCase()
-  if (mediaType !== 'multipart/form-data') {
-    const sent = mediaType ? `not ${mediaType}` : 'and the request has no Content-Type'
-    throw new UploadError('unsupported_media_type', `an upload is sent as multipart/form-data, ${sent}`)
+/** Refuses what can be refused by the request's head: too long a body, another media type than a form's. */
+export function announced(limits: Pick<Limits, 'body'>): UploadHandler {
+  return {
+    name: 'announced',
+    begin({ size, headers }) {
+      if (size !== undefined && size > limits.body) throw bodyTooLarge(limits.body, size)
+      const mediaType = headers['content-type']?.split(';', 1)[0]?.trim().toLowerCase()
+      if (mediaType === 'multipart/form-data') return
+      const sent = mediaType ? `not ${mediaType}` : 'and the request has no Content-Type'
+      throw new UploadError('unsupported_media_type', `an upload is sent as multipart/form-data, ${sent}`)
+    },
   }
+}
+
+function createParser(req: IncomingMessage, limits: ReceiveLimits): busboy.Busboy {
+  const type = req.headers['content-type'] ?? ''
   try {
     return busboy({
       headers: { 'content-type': type },
@@ -181,14 +175,14 @@ class Reception {
 
   #listenToRequest(): void {
     const req = this.#req
-    const { limits, signal } = this.#options
+    const { limits } = this.#options
     req.on('data', this.#onData)
     req.on('end', this.#onEnd)
     req.on('error', noop)
     req.once('close', () => {
       if (!req.complete) this.#fail(clientGone(this.#upload))
     })
-    signal?.addEventListener('abort', () => this.#fail(signal.reason))
+    this.#upload.onAbort = error => this.#fail(error)
     if (limits.idle > 0) this.#watchClient(limits)
   }
 
@@ -353,7 +347,7 @@ class Reception {
     }
   }
 
-  /** Ends an upload whose client sends nothing for `idle`, or over as long a time too little. */
+  /** Ends an upload whose client sends nothing for `idle`, or over twice as long too little. */
   #watchClient({ idle, minRate }: ReceiveLimits): void {
     const upload = this.#upload
     let heard = { at: performance.now(), received: -1 }
@@ -366,9 +360,9 @@ class Reception {
       if (excused) window = now
       if (now.at - heard.at >= idle) {
         this.#fail(new UploadError('idle_timeout', `nothing was received for ${formatDuration(idle)}`))
-      } else if (now.at - window.at >= idle) {
+      } else if (now.at - window.at >= 2 * idle) {
         const rate = ((now.received - window.received) / (now.at - window.at)) * 1000
-        if (rate < minRate) this.#fail(tooSlow(rate, minRate, idle))
+        if (rate < minRate) this.#fail(tooSlow(rate, minRate, 2 * idle))
         window = now
       }
     }

@@ -5,9 +5,10 @@ import { formatSize } from '../units.ts'
 import { tap, type Upload, type UploadHandler } from './handler.ts'
 
 export interface SpaceOptions {
-  /** The folders that uploads fill: with temporary files, and with stored ones. */
+  /** The folder that uploads fill with temporary files. */
   tmp: string
-  dir: string
+  /** The one of stored files; undefined where they are stored elsewhere, which then has no quota. */
+  dir: string | undefined
   /** Bytes that stay free on the file systems of both; 0 for none. */
   minFree: number
   /** Bytes that the files in `dir` may have together; 0 for any number. */
@@ -22,8 +23,8 @@ export interface SpaceOptions {
 export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler {
   const running = new Set<Upload>()
   const gauges: Gauge[] = []
-  if (minFree > 0) gauges.push(new FreeSpace([tmp, dir], minFree))
-  if (quota > 0) gauges.push(new Quota(dir, quota))
+  if (minFree > 0) gauges.push(new FreeSpace(dir === undefined ? [tmp] : [tmp, dir], minFree))
+  if (quota > 0 && dir !== undefined) gauges.push(new Quota(dir, quota))
   if (gauges.length === 0) return { name: 'space' }
 
   const leave = (upload: Upload) => {

@@ -1,0 +1,66 @@
+import { type Server, STATUS_CODES } from 'node:http'
+import type { Socket } from 'node:net'
+import { UploadError } from '../errors.ts'
+import type { Limits } from '../limits.ts'
+import { plural } from '../units.ts'
+import { problemOf } from './answer.ts'
+
+/** How long a refused connection may take to read why, in milliseconds. */
+const FAREWELL_MS = 1000
+
+/** Refuses connections over the numbers that may be open at once. `refused` is told of each. */
+export function limitConnections(
+  server: Server,
+  limits: Pick<Limits, 'connections' | 'connectionsPerClient'>,
+  refused: (error: UploadError, from: string) => void,
+): void {
+  const open = new Map<string, number>()
+  let total = 0
+  // node's own listener, which makes a socket speak HTTP: a refused one never gets to it.
+  const accept = server.listeners('connection') as ((socket: Socket) => void)[]
+  server.removeAllListeners('connection')
+  server.on('connection', (socket: Socket) => {
+    const from = socket.remoteAddress ?? ''
+    const own = open.get(from) ?? 0
+    total++
+    open.set(from, own + 1)
+    socket.once('close', () => {
+      total--
+      const left = (open.get(from) ?? 1) - 1
+      if (left > 0) open.set(from, left)
+      else open.delete(from)
+    })
+    let error: UploadError | undefined
+    if (total > limits.connections) {
+      error = new UploadError('too_many_connections', `${plural(total - 1, 'connection')} are open already`)
+    } else if (own >= limits.connectionsPerClient) {
+      error = new UploadError(
+        'too_many_connections',
+        `${plural(own, 'connection')} of ${from} are open already`,
+      )
+    }
+    if (!error) {
+      for (const listener of accept) listener.call(server, socket)
+      return
+    }
+    refused(error, from)
+    farewell(socket, error)
+  })
+}
+
+/** There is no request to answer yet, so the answer is written by hand. */
+function farewell(socket: Socket, error: UploadError): void {
+  const body = problemOf(error)
+  const head = [
+    `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status]}`,
+    'Content-Type: application/problem+json',
+    `Content-Length: ${Buffer.byteLength(body)}`,
+    'Retry-After: 5',
+    'Connection: close',
+  ]
+  socket.on('error', () => {})
+  // Unread bytes would make the close a reset, which takes the answer with it.
+  socket.resume()
+  socket.end(`${head.join('\r\n')}\r\n\r\n${body}`)
+  setTimeout(() => socket.destroy(), FAREWELL_MS).unref()
+}
