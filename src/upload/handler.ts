@@ -78,16 +78,22 @@ export function tap(inner: FileSink, own: Partial<FileSink>): FileSink {
   }
 }
 
-/** Several handlers as one: `open` nested from the last to the first, the others called in order. */
+/**
+ * Several handlers as one: `open` nested from the last to the first, the others called in order. A
+ * handler costs nothing where it has no method, and no turn of the event loop where it gives no promise.
+ */
 export function compose(handlers: readonly UploadHandler[]): Required<UploadHandler> {
   const opening = handlers.filter(handler => handler.open).reverse()
+  /** How many of the handlers have begun an upload. */
   const begun = new WeakMap<Upload, number>()
   return {
     name: handlers.map(handler => handler.name).join(' > '),
     async begin(upload) {
       for (const [i, handler] of handlers.entries()) {
+        if (!handler.begin) continue
         begun.set(upload, i)
-        await handler.begin?.(upload)
+        const wait = handler.begin(upload)
+        if (wait) await wait
       }
       begun.set(upload, handlers.length)
     },
@@ -100,13 +106,17 @@ export function compose(handlers: readonly UploadHandler[]): Required<UploadHand
       return open(file)
     },
     async complete(upload, files) {
-      for (const handler of handlers) await handler.complete?.(upload, files)
+      for (const handler of handlers) {
+        const wait = handler.complete?.(upload, files)
+        if (wait) await wait
+      }
     },
     async published(upload, files) {
       const errors: unknown[] = []
       for (const handler of handlers) {
         try {
-          await handler.published?.(upload, files)
+          const wait = handler.published?.(upload, files)
+          if (wait) await wait
         } catch (error) {
           errors.push(error)
         }

@@ -277,11 +277,13 @@ class Reception {
   /** One file, from the opening of its sink to staged or aborted. Never rejects. */
   async #transfer(file: FileInfo, stream: Readable, place: number): Promise<void> {
     let sink: FileSink | undefined
-    await this.#turn()
+    if (this.#transfers.length >= OPEN_MAX) await this.#turn()
     if (this.#failure) return
     try {
-      await this.#hold(this.#options.accepts?.(file.name, this.#fields))
-      sink = await this.#hold(this.#options.chain.open(file, noHandler, this.#upload))
+      const accepting = this.#options.accepts?.(file.name, this.#fields)
+      if (accepting) await this.#hold(accepting)
+      const opening = this.#options.chain.open(file, noHandler, this.#upload)
+      sink = opening instanceof Promise ? await this.#hold(opening) : opening
       if (!this.#failure) await this.#pour(stream, sink)
     } catch (error) {
       this.#fail(UploadError.from(error, 'handler_failed', `receiving ${file.name}`))
@@ -338,7 +340,7 @@ class Reception {
     })
   }
 
-  async #hold<T>(wait: Awaitable<T>): Promise<T> {
+  async #hold<T>(wait: Promise<T>): Promise<T> {
     this.#holding++
     try {
       return await wait

@@ -2,7 +2,7 @@ import { readdir, stat, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UploadError } from '../errors.ts'
 import { formatSize } from '../units.ts'
-import { tap, type Upload, type UploadHandler } from './handler.ts'
+import { type FileSink, tap, type Upload, type UploadHandler } from './handler.ts'
 
 export interface SpaceOptions {
   /** The folder that uploads fill with temporary files. */
@@ -30,29 +30,35 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
   const leave = (upload: Upload) => {
     if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload)
   }
+  const isOld = () => gauges.some(gauge => gauge.isOld())
+  const measure = async () => {
+    for (const gauge of gauges) {
+      if (gauge.isOld()) await gauge.measure(running)
+      if (gauge.room(running) < 0) throw gauge.refusal(0, 0)
+    }
+  }
+  const watched = (inner: FileSink) =>
+    tap(inner, {
+      write: chunk => (isOld() ? measure().then(() => inner.write(chunk)) : inner.write(chunk)),
+    })
   return {
     name: 'space',
-    async begin(upload) {
+    begin(upload) {
       const wanted = upload.size ?? 0
-      for (const gauge of gauges) {
-        // No refusal by an old measurement: something may have been deleted since.
-        if (gauge.isOld() || gauge.room(running) < wanted) await gauge.measure(running)
-        if (gauge.room(running) < wanted) throw gauge.refusal(wanted, gauge.room(running))
-      }
-      running.add(upload)
-    },
-    async open(file, next) {
-      const inner = await next(file)
-      const measureAndWrite = async (chunk: Uint8Array) => {
+      const admit = () => {
         for (const gauge of gauges) {
-          if (gauge.isOld()) await gauge.measure(running)
-          if (gauge.room(running) < 0) throw gauge.refusal(0, 0)
+          if (gauge.room(running) < wanted) throw gauge.refusal(wanted, gauge.room(running))
         }
-        await inner.write(chunk)
+        running.add(upload)
       }
-      return tap(inner, {
-        write: chunk => (gauges.some(gauge => gauge.isOld()) ? measureAndWrite(chunk) : inner.write(chunk)),
-      })
+      // No refusal by an old measurement: something may have been deleted since.
+      const old = gauges.filter(gauge => gauge.isOld() || gauge.room(running) < wanted)
+      if (old.length === 0) return admit()
+      return Promise.all(old.map(gauge => gauge.measure(running))).then(admit)
+    },
+    open(file, next) {
+      const inner = next(file)
+      return inner instanceof Promise ? inner.then(watched) : watched(inner)
     },
     published: leave,
     interrupt: leave,
