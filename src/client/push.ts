@@ -324,12 +324,12 @@ class Transfer {
     })
   }
 
-  #verified(text: string, title: string, ms: number): PushResult {
+  async #verified(text: string, title: string, ms: number): Promise<PushResult> {
     const receipt = parseReceipt(text)
     const stored = receipt?.files[0]
     if (!receipt || !stored)
       throw new UploadError('bad_answer', 'the server says done, but its answer is no receipt')
-    const sha256 = this.#options.source.sha256()
+    const sha256 = await this.#options.source.sha256()
     const verified = stored.sha256 !== undefined
     if (stored.size !== this.#fileBytes || (verified && stored.sha256 !== sha256)) {
       const ours = `sent ${this.#fileBytes} bytes with sha-256 ${sha256}`

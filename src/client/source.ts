@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { type FileHandle, open } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { UploadError } from '../errors.ts'
-import { formatSize } from '../units.ts'
+import { type Hasher, inlineHasher, threadHasher } from './hasher.ts'
 
 /** What is to be sent: a name, a length if it is known, and the bytes, once. */
 export interface Source {
@@ -15,12 +15,16 @@ export interface Source {
    */
   read(): AsyncIterable<Uint8Array>
   /** Of the bytes read; to be asked for at their end, once. Lower-case hexadecimal. */
-  sha256(): string
+  sha256(): Promise<string>
   close(): Promise<void>
 }
 
-/** Two of these are filled in turns. 1 MiB: 4219 MiB/s into a sink, where fresh 64 KiB buffers make 895. */
+/** These are filled in turns. 1 MiB: 4219 MiB/s into a sink, where fresh 64 KiB buffers make 895. */
 const CHUNK_SIZE = 1024 * 1024
+/** One that is filled, one that is sent, one that is hashed. */
+const CHUNKS = 3
+/** From here on a thread for the digest is worth its start, 30 ms. */
+const THREAD_MIN = 32 * CHUNK_SIZE
 
 /** A file by its path; what is no regular file (a FIFO, a device) is read to its end. */
 export async function openFile(path: string): Promise<Source> {
@@ -50,7 +54,7 @@ export function streamSource(stream: AsyncIterable<Uint8Array>, name: string): S
         yield chunk
       }
     },
-    sha256: () => hash.digest('hex'),
+    sha256: async () => hash.digest('hex'),
     async close() {},
   }
 }
@@ -60,7 +64,8 @@ class FileSource implements Source {
   readonly size: number | undefined
   readonly #handle: FileHandle
   readonly #path: string
-  readonly #hash = createHash('sha256')
+  readonly #memory = new SharedArrayBuffer(CHUNKS * CHUNK_SIZE)
+  readonly #hasher: Hasher
   #reading: Promise<unknown> | undefined
 
   constructor(handle: FileHandle, path: string, size: number | undefined) {
@@ -68,25 +73,31 @@ class FileSource implements Source {
     this.#path = path
     this.name = basename(path)
     this.size = size
+    this.#hasher = size !== undefined && size < THREAD_MIN ? inlineHasher() : threadHasher(this.#memory)
   }
 
   /**
-   * While the socket drains one buffer the next read fills the other. undici asks for the next chunk
-   * only when the last one has drained, as a chunk is larger than its high-water mark; so every chunk
-   * but the last has to be full, and test/push.test.ts guards the rest.
+   * While the socket drains one buffer and the hasher reads it, the next read fills another. undici asks
+   * for the next chunk only when the last one has drained, as a chunk is larger than its high-water
+   * mark; so every chunk but the last has to be full, and test/push.test.ts guards the rest.
    */
   async *read(): AsyncGenerator<Uint8Array> {
-    const buffers = [Buffer.allocUnsafeSlow(CHUNK_SIZE), Buffer.allocUnsafeSlow(CHUNK_SIZE)] as const
+    const buffers = Array.from({ length: CHUNKS }, (_, i) => {
+      return { bytes: Buffer.from(this.#memory, i * CHUNK_SIZE, CHUNK_SIZE), hashed: undefined as Waiting }
+    })
     // What a file grows by while it is sent is not sent: the length was promised.
     const end = this.size ?? Number.POSITIVE_INFINITY
+    const fill = async ({ bytes, hashed }: (typeof buffers)[number], from: number) => {
+      await hashed
+      return this.#fill(bytes, from, end)
+    }
     let position = 0
-    let filling = this.#fill(buffers[0], position, end)
-    for (let turn = 1; position < end; turn++) {
+    for (let turn = 0, filling = fill(at(buffers, turn), 0); position < end; turn++) {
       const chunk = await filling
       if (chunk.length === 0) break
       position += chunk.length
-      if (position < end) filling = this.#fill(buffers[turn % 2] as Buffer, position, end)
-      this.#hash.update(chunk)
+      if (position < end) filling = this.#ahead(fill(at(buffers, turn + 1), position))
+      at(buffers, turn).hashed = this.#hasher.update(chunk)
       yield chunk
     }
     if (this.size !== undefined && position < this.size) {
@@ -95,24 +106,25 @@ class FileSource implements Source {
     }
   }
 
-  sha256(): string {
-    return this.#hash.digest('hex')
+  sha256(): Promise<string> {
+    return this.#hasher.digest()
   }
 
   async close(): Promise<void> {
     await this.#reading
+    await this.#hasher.close()
     await this.#handle.close()
   }
 
-  /** Reads until the buffer is full or the file ends; a single read may return less. */
-  #fill(buffer: Buffer, position: number, end: number): Promise<Uint8Array> {
-    const filling = this.#readFully(buffer, position, Math.min(buffer.length, end - position))
-    // A consumer that has stopped asking does not see it reject.
-    this.#reading = filling.catch(() => {})
-    return filling
+  /** A read that nobody waits for yet: a consumer that stops asking does not see it reject. */
+  #ahead<T>(reading: Promise<T>): Promise<T> {
+    this.#reading = reading.catch(() => {})
+    return reading
   }
 
-  async #readFully(buffer: Buffer, position: number, wanted: number): Promise<Uint8Array> {
+  /** Reads until the buffer is full or the file ends; a single read may return less. */
+  async #fill(buffer: Buffer, position: number, end: number): Promise<Uint8Array> {
+    const wanted = Math.min(buffer.length, end - position)
     let filled = 0
     try {
       while (filled < wanted) {
@@ -129,6 +141,12 @@ class FileSource implements Source {
   }
 }
 
+type Waiting = Promise<void> | undefined
+
+function at<T>(ring: readonly T[], turn: number): T {
+  return ring[turn % ring.length] as T
+}
+
 const REASONS: Record<string, string> = {
   ENOENT: 'no such file',
   EACCES: 'permission denied',
@@ -139,9 +157,4 @@ const REASONS: Record<string, string> = {
 function localError(path: string, cause: unknown): UploadError {
   const { code, message } = cause as NodeJS.ErrnoException
   return new UploadError('local_file', `${path}: ${REASONS[code ?? ''] ?? message}`, { cause })
-}
-
-/** For messages: `1.00 GiB`, or `unknown size`. */
-export function describeSize(size: number | undefined): string {
-  return size === undefined ? 'unknown size' : formatSize(size)
 }
