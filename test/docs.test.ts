@@ -147,7 +147,12 @@ test('every man page is installed', () => {
   )
 })
 
-for (const path of ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/architecture.md']) {
+const DOCUMENTS = [
+  ...['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md'],
+  ...['docs/architecture.md', 'docs/clients.md'],
+]
+
+for (const path of DOCUMENTS) {
   test(`what ${path} links to exists`, () => {
     for (const [, target = ''] of read(path).matchAll(/\]\(([^)#\s]+)[^)]*\)/g)) {
       if (/^[a-z]+:/.test(target)) continue
@@ -155,3 +160,37 @@ for (const path of ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/archit
     }
   })
 }
+
+/** The titles of a test file, as patterns: what a template puts in may be anything. */
+function titlesOf(path: string): RegExp[] {
+  const titles = read(path).matchAll(/\btest\(\s*(['`])((?:\\.|(?!\1).)+)\1/g)
+  return Array.from(titles, ([, , title = '']) => {
+    const literal = title.split(/\$\{[^}]*\}/).map(text => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'))
+    return new RegExp(`^${literal.join('.+')}$`)
+  })
+}
+
+for (const path of ['SECURITY.md', 'docs/clients.md']) {
+  test(`every test that ${path} names is there`, () => {
+    const named = Array.from(read(path).matchAll(/`(test\/[\w./-]+)` "([^"]+)"/g))
+    assert.ok(named.length > 0)
+    for (const [, file = '', title = ''] of named) {
+      assert.ok(existsSync(join(ROOT, file)), `${path} names ${file}`)
+      assert.ok(
+        titlesOf(file).some(pattern => pattern.test(title)),
+        `${file} has a test "${title}"`,
+      )
+    }
+  })
+}
+
+test('every row of the threats in SECURITY.md names a test', () => {
+  const rows = read('SECURITY.md')
+    .split('\n')
+    .filter(line => line.startsWith('| ') && !line.startsWith('| attack '))
+  assert.ok(rows.length > 0)
+  for (const row of rows) {
+    const [, shown = ''] = /\| ([^|]*) \|$/.exec(row) ?? []
+    assert.match(shown, /^`test\/[\w./-]+` "[^"]+"/, row)
+  }
+})

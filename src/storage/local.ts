@@ -300,7 +300,8 @@ function nameTaken(name: string): UploadError {
 function syncAndClose(fd: number): Promise<void> {
   return new Promise((resolve, reject) => {
     fs.fdatasync(fd, error => {
-      fs.closeSync(fd)
+      // What is on disk stays there, whatever close says; and nobody could catch what it throws here.
+      attempt(() => fs.closeSync(fd))
       if (error) reject(error)
       else resolve()
     })
