@@ -163,7 +163,7 @@ for (const path of DOCUMENTS) {
 
 /** The titles of a test file, as patterns: what a template puts in may be anything. */
 function titlesOf(path: string): RegExp[] {
-  const titles = read(path).matchAll(/\btest\(\s*(['`])((?:\\.|(?!\1).)+)\1/g)
+  const titles = read(path).matchAll(/\btest\(\s*(['"`])((?:\\.|(?!\1).)+)\1/g)
   return Array.from(titles, ([, , title = '']) => {
     const literal = title.split(/\$\{[^}]*\}/).map(text => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'))
     return new RegExp(`^${literal.join('.+')}$`)

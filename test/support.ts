@@ -122,6 +122,7 @@ export interface RawAnswer {
   status: number
   headers: Map<string, string>
   text: string
+  // biome-ignore lint/suspicious/noExplicitAny: what a server answers is what the test says it is
   json: any
 }
 
@@ -295,4 +296,18 @@ export function run(
     child.stdin?.on('error', () => {})
     child.stdin?.end(options.input)
   })
+}
+
+/** A tmpfs of `size` of its own; undefined, and the test skipped, where mounting is not allowed. */
+export async function smallFileSystem(t: TestContext, size: string): Promise<string | undefined> {
+  const path = await mkdtemp(join(os.tmpdir(), 'uploadr-small-'))
+  t.after(async () => {
+    await run('umount', ['-l', path])
+    await rm(path, { recursive: true, force: true })
+  })
+  const { code, stderr } = await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'uploadr-test', path])
+  if (code === 0) return path
+  assert.ok(!IN_CI, `CI must be able to mount a file system: ${stderr}`)
+  t.skip(`cannot mount a small file system: ${stderr.trim()}`)
+  return undefined
 }

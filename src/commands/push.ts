@@ -69,7 +69,9 @@ async function pushAll(host: Host, files: readonly string[], options: PushComman
         failures.push(error)
         if (options.json) host.stdout.write(`${jsonFailure(file, error)}\n`)
         if (stop.signal.aborted || files.length === 1) throw error
-        host.stderr.write(`uploadr: ${printable(file)}: ${printable(error.message)}\n`)
+        // What is wrong with a local file names it already.
+        const about = error.code === 'local_file' ? '' : `${printable(file)}: `
+        host.stderr.write(`uploadr: ${about}${printable(error.message)}\n`)
       }
     }
   } finally {

@@ -1,4 +1,5 @@
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http'
+import type { Socket } from 'node:net'
 import type { UploadError } from '../errors.ts'
 import type { Problem } from '../protocol.ts'
 
@@ -10,6 +11,14 @@ const LINGER_SILENCE_MS = 5_000
 const LINGER_BYTES = 1024 ** 3
 
 const BASE_HEADERS: Headers = { 'X-Content-Type-Options': 'nosniff', 'Cache-Control': 'no-store' }
+
+/** Connections whose last answer has been given: RFC 9112, 9.6 forbids to process what still comes on them. */
+const closing = new WeakSet<Socket>()
+
+/** Whether a request came, pipelined, after an answer that closes its connection. */
+export function isTooLate({ socket }: IncomingMessage): boolean {
+  return closing.has(socket)
+}
 
 /** Sends a whole answer. Where the request's body has not all been read the connection lingers, then closes. */
 export function answer(
@@ -98,6 +107,7 @@ function quality(accept: string, type: string): number {
  */
 function lingerAfterAnswer(req: IncomingMessage, res: ServerResponse): void {
   const { socket } = req
+  closing.add(socket)
   // node calls this, once the answer is written, on a connection that is not kept alive.
   socket.destroySoon = () => socket.end()
   let bytes = 0

@@ -5,8 +5,9 @@ import type { Limits } from '../limits.ts'
 import { plural } from '../units.ts'
 import { problemOf } from './answer.ts'
 
-/** How long a refused connection may take to read why, in milliseconds. */
+/** How long a refused connection may take to read why, in milliseconds, and how many may at once. */
 const FAREWELL_MS = 1000
+const FAREWELLS_MAX = 100
 
 /** Refuses connections over the numbers that may be open at once. `refused` is told of each. */
 export function limitConnections(
@@ -16,12 +17,29 @@ export function limitConnections(
 ): void {
   const open = new Map<string, number>()
   let total = 0
+  let leaving = 0
+  const refusal = (from: string, own: number): UploadError | undefined => {
+    if (total >= limits.connections) {
+      return new UploadError('too_many_connections', `${plural(total, 'connection')} are open already`)
+    }
+    if (own < limits.connectionsPerClient) return undefined
+    return new UploadError('too_many_connections', `${plural(own, 'connection')} of ${from} are open already`)
+  }
   // node's own listener, which makes a socket speak HTTP: a refused one never gets to it.
   const accept = server.listeners('connection') as ((socket: Socket) => void)[]
   server.removeAllListeners('connection')
   server.on('connection', (socket: Socket) => {
     const from = socket.remoteAddress ?? ''
     const own = open.get(from) ?? 0
+    const error = refusal(from, own)
+    if (error) {
+      refused(error, from)
+      // Not counted with the others: whoever is refused again and again must not keep everybody out.
+      if (leaving >= FAREWELLS_MAX) return void socket.destroy()
+      leaving++
+      socket.once('close', () => leaving--)
+      return farewell(socket, error)
+    }
     total++
     open.set(from, own + 1)
     socket.once('close', () => {
@@ -30,21 +48,7 @@ export function limitConnections(
       if (left > 0) open.set(from, left)
       else open.delete(from)
     })
-    let error: UploadError | undefined
-    if (total > limits.connections) {
-      error = new UploadError('too_many_connections', `${plural(total - 1, 'connection')} are open already`)
-    } else if (own >= limits.connectionsPerClient) {
-      error = new UploadError(
-        'too_many_connections',
-        `${plural(own, 'connection')} of ${from} are open already`,
-      )
-    }
-    if (!error) {
-      for (const listener of accept) listener.call(server, socket)
-      return
-    }
-    refused(error, from)
-    farewell(socket, error)
+    for (const listener of accept) listener.call(server, socket)
   })
 }
 

@@ -7,6 +7,9 @@ import { csrfCookie, csrfToken, type Fields, newCsrfToken } from './csrf.ts'
 import { Flashes } from './flashes.ts'
 import { PAGE_HEADERS, type PageRules, type PageState, renderError, renderForm } from './page.ts'
 
+/** What a page shows again of a title that was refused, in UTF-16 units. */
+const TITLE_SHOWN_MAX = 1000
+
 /** Everything that is answered in HTML, and what the page needs beside it. */
 export class PageRoute {
   readonly #assets: Assets
@@ -47,7 +50,8 @@ export class PageRoute {
     if (req.method === 'POST' && status !== 401) {
       const title = form?.get('title')?.at(-1)
       const state = {
-        ...(title !== undefined && { title }),
+        // Typed by a person, it is never so long; by a machine, it would be kept until it is read.
+        ...(title !== undefined && { title: title.slice(0, TITLE_SHOWN_MAX) }),
         ...(error.errors ? { errors: error.errors } : { failure: sentence(error.message) }),
       }
       return this.#answerForm(req, res, status, state, headers)

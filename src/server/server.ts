@@ -6,7 +6,7 @@ import net, { type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { UploadError } from '../errors.ts'
-import { DEFAULT_LIMITS, type Limits } from '../limits.ts'
+import { DEFAULT_LIMITS, type Limits, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
 import type { ProgressStore } from '../progress/store.ts'
@@ -21,10 +21,10 @@ import { compose, type UploadHandler } from '../upload/handler.ts'
 import { type KindRules, kinds } from '../upload/kinds.ts'
 import { memory } from '../upload/memory.ts'
 import { progress } from '../upload/progress.ts'
-import { announced, RequestUpload, receive } from '../upload/receiver.ts'
+import { announced, type FieldMemory, RequestUpload, receive } from '../upload/receiver.ts'
 import { space } from '../upload/space.ts'
 import { CHALLENGES, checkToken } from './access.ts'
-import { answer, answerJson, answerProblem, prefersHtml } from './answer.ts'
+import { answer, answerJson, answerProblem, isTooLate, prefersHtml } from './answer.ts'
 import { ASSETS } from './assets.ts'
 import { limitConnections } from './connections.ts'
 import { checkPost, type Fields } from './csrf.ts'
@@ -75,6 +75,8 @@ export interface ServerOptions {
   log?: Logger
 }
 
+/** How long an answer may wait for its reader, in milliseconds. */
+const UNREAD_MS = 60_000
 /** After the last upload has ended, how long answers may take to reach their clients. */
 const FLUSH_MS = 1000
 
@@ -138,6 +140,9 @@ export class UploadServer {
   readonly #http: http.Server
   /** Running uploads, each by the promise of its end. */
   readonly #running = new Map<Promise<void>, RequestUpload>()
+  readonly #fieldMemory: FieldMemory
+  /** The last answer of every connection, given or still to come. */
+  readonly #answers = new WeakMap<net.Socket, ServerResponse>()
   readonly #totals = { stored: 0, failed: 0, received: 0 }
   #draining = false
 
@@ -149,6 +154,7 @@ export class UploadServer {
     this.#log = log
     this.#names = new KnownNames(options.publicNames ?? [])
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits }
+    this.#fieldMemory = { held: 0, max: options.memoryTotal ?? MEMORY_TOTAL }
     this.#progress =
       options.progress ??
       new MemoryProgressStore({
@@ -185,6 +191,10 @@ export class UploadServer {
     })
     limitConnections(this.#http, this.#limits, (error, from) => {
       this.#log.warn('connection refused', { from, code: error.code })
+    })
+    this.#http.setTimeout(UNREAD_MS, (socket: net.Socket) => {
+      // Silence alone is the receiver's to judge; an answer that nobody reads is not kept.
+      if (socket.writableLength > 0) socket.destroy()
     })
     this.#http.on('request', (req, res) => void this.#handle(req, res))
     // The same, but the body is only sent once it is asked for.
@@ -242,11 +252,15 @@ export class UploadServer {
   }
 
   async #handle(req: IncomingMessage, res: ServerResponse, sendContinue?: () => void): Promise<void> {
+    if (isTooLate(req)) return void req.resume()
+    this.#answers.set(req.socket, res)
     const started = performance.now()
     // Not to be had any more once the client has left.
     const from = req.socket.remoteAddress
     const noted: Noted = { fields: { from } }
-    const [path = '/', search] = (req.url ?? '/').split('?', 2)
+    // A proxy's absolute form (RFC 9112, 3.2.2) names the host once more; the Host header is what is checked.
+    const target = (req.url ?? '/').replace(/^https?:\/\/[^/?]*/i, '')
+    const [path = '/', search] = target.split('?', 2)
     try {
       checkExpectation(req)
       this.#names.check(req)
@@ -336,6 +350,7 @@ export class UploadServer {
       const { fields, files } = await receive(req, upload, {
         chain: this.#chain,
         limits: this.#limits,
+        fieldMemory: this.#fieldMemory,
         ...(sendContinue && { askForBody: sendContinue }),
         accepts: (name, fields) => {
           noted.form = fields
@@ -401,7 +416,15 @@ export class UploadServer {
 
   /** A request that is no HTTP, or whose head took too long. node has no answer object for it. */
   #refuseBrokenRequest(error: NodeJS.ErrnoException, socket: net.Socket): void {
-    if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy()
+    // What follows a whole request, a stray line end say, does not take its answer away.
+    const res = this.#answers.get(socket)
+    if (res?.req.complete && !res.writableEnded) {
+      res.shouldKeepAlive = false
+      return
+    }
+    // A client that left within a body: the upload's own line tells of it.
+    const left = error.code === 'ECONNRESET' || error.code === 'HPE_INVALID_EOF_STATE'
+    if (left || !socket.writable) return void socket.destroy()
     const status = { HPE_HEADER_OVERFLOW: 431, ERR_HTTP_REQUEST_TIMEOUT: 408 }[error.code ?? ''] ?? 400
     this.#log.info('request', { from: socket.remoteAddress, status, code: error.code })
     socket.end(

@@ -1,5 +1,5 @@
 import fs, { constants, type Stats } from 'node:fs'
-import { copyFile, mkdir } from 'node:fs/promises'
+import { copyFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { UploadError } from '../errors.ts'
 import { type Logger, silentLogger } from '../log.ts'
@@ -9,7 +9,7 @@ import { exists, linkNew } from './link.ts'
 import { alternativeName, isPlainName } from './name.ts'
 import { recover } from './recovery.ts'
 import type { OnConflict, StagedFile, Storage, UploadFacts, UploadRecord } from './storage.ts'
-import { Workspace } from './workspace.ts'
+import { makeFolder, Workspace } from './workspace.ts'
 
 export interface LocalStorageOptions {
   /** Where published files live, by their names. Made where it is missing. */
@@ -76,10 +76,11 @@ export class LocalStorage implements Storage {
     const dir = resolve(options.dir)
     const hidden = hiddenFolder(dir)
     const records = join(hidden, 'records')
-    await mkdir(dir, { recursive: true })
-    await mkdir(hidden, { mode: 0o700, recursive: true })
-    await mkdir(records, { recursive: true })
     const parent = join(hidden, 'staging')
+    await makeFolder(dir)
+    // Links in their places would lead out of the directory.
+    await makeFolder(hidden, { mode: 0o700, own: true })
+    for (const folder of [records, parent]) await makeFolder(folder, { own: true })
     for (const path of await Workspace.abandoned(parent)) {
       // Of several servers starting at once, one recovers.
       const staging = await Workspace.adopt(path)

@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readlinkSync } from 'node:fs'
-import { lstat, mkdir, readdir, rename, rm, rmdir, utimes } from 'node:fs/promises'
+import { lstat, mkdir, readdir, rename, rm, rmdir, stat, utimes } from 'node:fs/promises'
 import os from 'node:os'
 import { dirname, join } from 'node:path'
 
@@ -31,7 +31,7 @@ export class Workspace {
 
   /** Makes a workspace below `parent`, which is made too where it is missing. */
   static async create(parent: string): Promise<Workspace> {
-    await mkdir(parent, { recursive: true })
+    await makeFolder(parent)
     const path = join(parent, ownName())
     await mkdir(path, { mode: 0o700 })
     return new Workspace(path)
@@ -126,4 +126,32 @@ function attempt<T>(read: () => T): T | undefined {
 
 function shortHash(text: string): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 8)
+}
+
+/**
+ * Makes a folder, and those above it that are missing. Not by mkdir's own recursion, which never ends
+ * where a parent exists and refuses (/proc). Throws where a link or a file stands in its place and
+ * `own` asks for a folder that nobody else has put there.
+ */
+export async function makeFolder(path: string, { mode = 0o777, own = false } = {}): Promise<void> {
+  try {
+    await mkdir(path, { mode })
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT' && dirname(path) !== path && !(await isFolder(dirname(path)))) {
+      await makeFolder(dirname(path))
+      await mkdir(path, { mode })
+    } else if (code !== 'EEXIST') {
+      throw error
+    }
+  }
+  const stats = own ? await lstat(path) : await stat(path)
+  if (!stats.isDirectory()) throw new Error(`${path} is not a folder`)
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  return stat(path).then(
+    stats => stats.isDirectory(),
+    () => false,
+  )
 }

@@ -47,7 +47,8 @@ function fitNumbers(state: BarState, width: number): string[] {
   const numbers = [
     { rank: 0, text: share === undefined ? sizeColumn(received) : `${String(share).padStart(3)}%` },
     { rank: 3, text: share === undefined ? '' : `${sizeColumn(received)}${of}` },
-    { rank: 2, text: `${sizeColumn(rate)}/s` },
+    // Of the first moments nothing can be said.
+    { rank: 2, text: rate < RATE_MIN && received === 0 ? ' '.repeat(10) : `${sizeColumn(rate)}/s` },
     { rank: 4, text: size === undefined ? '' : eta(state).padEnd(ETA_WIDTH) },
     { rank: 1, text: source === 'client' ? 'sent' : '' },
   ].filter(({ text }) => text !== '')

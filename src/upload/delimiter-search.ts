@@ -2,14 +2,14 @@ const CR = 13
 
 /**
  * Told of a body piece by piece, in order: data up to a delimiter (`isMatch`) or data alone. `data` is
- * undefined where nothing precedes the delimiter. The bytes are never changed afterwards (`isSafe`).
+ * undefined where nothing precedes the delimiter. `isSafe` where the bytes are never changed afterwards.
  */
 export type OnPiece = (
   isMatch: boolean,
   data: Buffer | undefined,
   start: number,
   end: number,
-  isSafe: true,
+  isSafe: boolean,
 ) => void
 
 /**

@@ -1,5 +1,6 @@
 import { MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
 import type { StagedFile } from '../storage/storage.ts'
+import { ChunkList } from './chunk-list.ts'
 import { sha256 } from './digest.ts'
 import type { FileInfo, FileSink, OpenFile, Upload, UploadHandler } from './handler.ts'
 
@@ -69,7 +70,7 @@ class Budget {
 class MemorySink implements FileSink {
   readonly #file: FileInfo
   readonly #hashing: boolean
-  #chunks: Uint8Array[] = []
+  readonly #chunks = new ChunkList()
 
   constructor(file: FileInfo, hashing: boolean) {
     this.#file = file
@@ -82,20 +83,18 @@ class MemorySink implements FileSink {
 
   async close(): Promise<StagedFile> {
     // One buffer: the chunks are views of larger socket buffers, which this lets go.
-    const bytes = this.#chunks.length === 1 ? (this.#chunks[0] as Uint8Array) : Buffer.concat(this.#chunks)
-    this.#chunks = []
+    const chunks = this.#chunks.take()
+    const bytes = chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks)
     return new MemoryFile(this.#file, bytes, this.#hashing ? await sha256(bytes) : undefined)
   }
 
   abort(): void {
-    this.#chunks = []
+    this.#chunks.take()
   }
 
   /** The chunks so far, for a sink that takes over. */
   take(): Uint8Array[] {
-    const chunks = this.#chunks
-    this.#chunks = []
-    return chunks
+    return this.#chunks.take()
   }
 }
 

@@ -1,6 +1,9 @@
 import type { ProgressStore } from '../progress/store.ts'
 import type { Upload, UploadHandler } from './handler.ts'
 
+/** What a record keeps of an error's words, in characters: it may name many files. */
+const DETAIL_MAX = 1000
+
 /**
  * Keeps a progress store up to date: one call when an upload begins and one when it ended. In between
  * the store reads the upload itself when somebody asks, so counting costs nothing per chunk.
@@ -11,8 +14,15 @@ export function progress(store: ProgressStore): UploadHandler {
     begin: upload => store.begin(upload.id, { progress: () => snapshot(upload) }),
     // A chunked body announces no size; at its end the size is what came.
     published: ({ id, size, received }) => store.end(id, { state: 'done', received, size: size ?? received }),
-    interrupt: ({ id, size, received }, { status, code, message: detail }) =>
-      store.end(id, { state: 'error', status, code, detail, received, ...(size !== undefined && { size }) }),
+    interrupt: ({ id, size, received }, { status, code, message }) =>
+      store.end(id, {
+        state: 'error',
+        status,
+        code,
+        detail: message.slice(0, DETAIL_MAX),
+        received,
+        ...(size !== undefined && { size }),
+      }),
   }
 }
 

@@ -15,7 +15,18 @@ export type ReceiveLimits = Pick<Limits, 'body' | 'files' | 'fields' | 'fieldByt
 /** Files of one request that are open at once; a form may hold more small ones than a process may open. */
 const OPEN_MAX = 32
 
+/** What the fields of all forms that are being received take together, in bytes, and may take. */
+export interface FieldMemory {
+  held: number
+  readonly max: number
+}
+
+const FIELD_BLOCK = 4096
+/** What a field name or a media type may take, in bytes: they go into records, answers and logs. */
+const LABEL_MAX_BYTES = 255
+
 export interface ReceiveOptions {
+  fieldMemory: FieldMemory
   /** The composed chain. */
   chain: Required<UploadHandler>
   limits: ReceiveLimits
@@ -138,6 +149,7 @@ class Reception {
   #fieldBytes = 0
   #fileCount = 0
   #delimiters = 0
+  #fieldsHeld = 0
   /** Files that wait until one before them is staged. */
   #queued = 0
   /** Handlers that hold the body back: while there are any, silence is not the client's. */
@@ -170,6 +182,7 @@ class Reception {
       throw error
     } finally {
       clearInterval(this.#idleCheck)
+      this.#options.fieldMemory.held -= this.#fieldsHeld
     }
   }
 
@@ -219,16 +232,35 @@ class Reception {
     parser.on('field', (field, value, info) => this.#onField(field, value, info))
     parser.on('close', () => {
       if (this.#failure) return
-      const parts = this.#fieldCount + this.#fileCount
-      const lost = this.#delimiters - 1 - parts
-      if (lost > 0)
-        return this.#fail(malformed(`${plural(lost, 'part')} of ${parts + lost} could not be read`))
+      this.#checkLostParts()
+      if (this.#failure) return
       finished()
     })
     searchDelimiters(parser, {
-      found: () => this.#delimiters++,
+      found: () => {
+        this.#delimiters++
+        this.#checkLostParts()
+      },
+      held: bytes => this.#holdFields(bytes),
       cut: () => this.#fail(malformed('the form ends within a file')),
     })
+  }
+
+  /** Between any two delimiters lies one part, and busboy has told of it, or never will. */
+  #checkLostParts(): void {
+    const parts = this.#fieldCount + this.#fileCount
+    const lost = this.#delimiters - 1 - parts
+    if (lost > 0) this.#fail(malformed(`${plural(lost, 'part')} of ${parts + lost} could not be read`))
+  }
+
+  /** Counts what is kept of fields, as they come and once they are whole, in all forms that are being received. */
+  #holdFields(bytes: number): void {
+    const memory = this.#options.fieldMemory
+    this.#fieldsHeld += bytes
+    memory.held += bytes
+    if (memory.held <= memory.max) return
+    const held = `the fields of all uploads together take more than ${formatSize(memory.max)}`
+    this.#fail(new UploadError('too_many_uploads', held))
   }
 
   #onField(field: string | undefined, value: string | undefined, info: busboy.FieldInfo): void {
@@ -240,6 +272,7 @@ class Reception {
       )
     }
     if (field === undefined) return this.#fail(malformed('a field has no name'))
+    if (isTooLong(field)) return this.#fail(malformed(tooLong('the name of a field', field)))
     if (value === undefined) return this.#fail(malformed(`the field ${field} is in an unsupported charset`))
     const encodingError = checkEncoding(field, info.encoding)
     if (encodingError) return this.#fail(encodingError)
@@ -250,6 +283,7 @@ class Reception {
         new UploadError('fields_too_large', `the form's fields are larger than ${formatSize(fieldBytes)}`),
       )
     }
+    this.#holdFields(Buffer.byteLength(value))
     const values = this.#fields.get(field)
     if (values) values.push(value)
     else this.#fields.set(field, [value])
@@ -265,6 +299,8 @@ class Reception {
       return this.#fail(new UploadError('too_many_files', `the form has more than ${plural(files, 'file')}`))
     }
     if (field === undefined) return this.#fail(malformed('a file has no field name'))
+    if (isTooLong(field)) return this.#fail(malformed(tooLong("the name of a file's field", field)))
+    if (isTooLong(info.mimeType)) return this.#fail(malformed(tooLong('a media type', info.mimeType)))
     const encodingError = checkEncoding(field, info.encoding)
     if (encodingError) return this.#fail(encodingError)
     const name = cleanFileName(info.filename ?? '')
@@ -392,27 +428,74 @@ class Reception {
  * finds there is no part. And a file whose data begins with the delimiter can leave it complete with
  * that file open, for ever. busboy 1.6.0 is final; a test fails if its inside ever changes.
  */
-function searchDelimiters(parser: Writable, { found, cut }: { found: () => void; cut: () => void }): void {
+function searchDelimiters(parser: Writable, told: DelimiterListener): void {
   const inside = parser as unknown as {
     _complete: boolean
     _fileStream: Readable | null | undefined
+    _hparser: object | null
     _bparser: Pick<DelimiterSearch, 'push' | 'destroy'> & { _needle: Buffer; _cb: OnPiece }
   }
   const { _needle: delimiter, _cb: onPiece } = inside._bparser
+  // busboy keeps every piece of a field's value as it comes: small ones are handed on together.
+  let small: Buffer | undefined
+  let gathered = 0
+  const handOn = () => {
+    const bytes = gathered
+    gathered = 0
+    // Not safe: the block is used again.
+    if (small && bytes > 0) onPiece(false, small, 0, bytes, false)
+  }
+  let headRead = false
+  let head = inside._hparser
+  Object.defineProperty(inside, '_hparser', {
+    get: () => head,
+    set: (value: object | null) => {
+      headRead = value === null
+      head = value
+    },
+  })
   // The line end that busboy has put before the body already, so that the first delimiter is like the others.
   const search = new DelimiterSearch(delimiter, Buffer.from('\r\n'), (isMatch, data, start, end, isSafe) => {
     if (inside._complete) return
+    if (!inside._fileStream) {
+      if (headRead) told.held(end - start)
+      if (headRead && data && !isMatch && end - start < FIELD_BLOCK) {
+        if (gathered + end - start > FIELD_BLOCK) handOn()
+        small ??= Buffer.allocUnsafeSlow(FIELD_BLOCK)
+        gathered += data.copy(small, gathered, start, end)
+        return
+      }
+      handOn()
+    }
     onPiece(isMatch, data, start, end, isSafe)
-    if (inside._complete && inside._fileStream) cut()
-    else if (isMatch && !inside._complete) found()
+    if (isMatch) headRead = false
+    if (inside._complete && inside._fileStream) told.cut()
+    else if (isMatch && !inside._complete) told.found()
   })
   Object.assign(inside, { _bparser: search })
+}
+
+interface DelimiterListener {
+  /** A delimiter that is not the closing one. */
+  found(): void
+  /** So many bytes of a field's value. */
+  held(bytes: number): void
+  /** The closing delimiter came within a file. */
+  cut(): void
 }
 
 /** RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded. */
 function checkEncoding(field: string, encoding: string): UploadError | undefined {
   if (encoding === '7bit' || encoding === '8bit' || encoding === 'binary') return undefined
   return malformed(`the part ${field} has Content-Transfer-Encoding ${encoding}, which is not supported`)
+}
+
+function isTooLong(label: string): boolean {
+  return Buffer.byteLength(label) > LABEL_MAX_BYTES
+}
+
+function tooLong(what: string, label: string): string {
+  return `${what} has ${Buffer.byteLength(label)} bytes, ${LABEL_MAX_BYTES} are allowed`
 }
 
 function noHandler(file: FileInfo): never {

@@ -15,6 +15,9 @@ export interface SpaceOptions {
   quota: number
 }
 
+/** An upload that did not say its length is held against the room every so many bytes, and at the end of a file. */
+const CHECK_EVERY = 1024 * 1024
+
 /**
  * Keeps the disk from filling up. An upload that says its length is refused before its body unless
  * there is room for it beside all that has been admitted and is still to come. While bytes stream,
@@ -30,17 +33,38 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
   const leave = (upload: Upload) => {
     if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload)
   }
-  const isOld = () => gauges.some(gauge => gauge.isOld())
-  const measure = async () => {
+  const check = async () => {
     for (const gauge of gauges) {
-      if (gauge.isOld()) await gauge.measure(running)
+      if (gauge.isOld() || gauge.room(running) < gauge.slack) await gauge.measure(running)
       if (gauge.room(running) < 0) throw gauge.refusal(0, 0)
     }
   }
-  const watched = (inner: FileSink) =>
-    tap(inner, {
-      write: chunk => (isOld() ? measure().then(() => inner.write(chunk)) : inner.write(chunk)),
+  const watched = (inner: FileSink, upload: Upload) => {
+    let checkedAt = upload.received
+    const isDue = (after: number) =>
+      (upload.size === undefined && upload.received - checkedAt >= after) ||
+      gauges.some(gauge => gauge.isOld())
+    const checkAndWrite = async (chunk: Uint8Array) => {
+      checkedAt = upload.received
+      await check()
+      await inner.write(chunk)
+    }
+    // Once all of it is written: what a sink has gathered is not on the disk that is measured.
+    const closeAndCheck = async () => {
+      const staged = await inner.close()
+      try {
+        await check()
+      } catch (error) {
+        await staged?.discard()
+        throw error
+      }
+      return staged
+    }
+    return tap(inner, {
+      write: chunk => (isDue(CHECK_EVERY) ? checkAndWrite(chunk) : inner.write(chunk)),
+      close: () => (upload.size === undefined ? closeAndCheck() : inner.close()),
     })
+  }
   return {
     name: 'space',
     begin(upload) {
@@ -56,9 +80,9 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
       if (old.length === 0) return admit()
       return Promise.all(old.map(gauge => gauge.measure(running))).then(admit)
     },
-    open(file, next) {
+    open(file, next, upload) {
       const inner = next(file)
-      return inner instanceof Promise ? inner.then(watched) : watched(inner)
+      return inner instanceof Promise ? inner.then(sink => watched(sink, upload)) : watched(inner, upload)
     },
     published: leave,
     interrupt: leave,
@@ -67,12 +91,15 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
 
 /** A measurement of room, kept up to date between measurements by what uploads are known to take. */
 abstract class Gauge {
+  /** What it may be wrong by: with less room than this it is measured at every check. */
+  readonly slack: number
   readonly #maxAge: number
   #at = Number.NEGATIVE_INFINITY
   #measuring: Promise<void> | undefined
 
-  constructor(maxAge: number) {
+  constructor(maxAge: number, slack: number) {
     this.#maxAge = maxAge
+    this.slack = slack
   }
 
   isOld(): boolean {
@@ -104,7 +131,8 @@ class FreeSpace extends Gauge {
   #receivedByEnded = 0
 
   constructor(folders: readonly string[], kept: number) {
-    super(500)
+    // When it is measured, so much may have been received and not yet written.
+    super(500, 16 * 1024 * 1024)
     this.#folders = folders
     this.#kept = kept
   }
@@ -140,7 +168,7 @@ class Quota extends Gauge {
   #endedSince = 0
 
   constructor(dir: string, quota: number) {
-    super(60_000)
+    super(60_000, 0)
     this.#dir = dir
     this.#quota = quota
   }
