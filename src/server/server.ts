@@ -154,7 +154,9 @@ export class UploadServer {
     this.#log = log
     this.#names = new KnownNames(options.publicNames ?? [])
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits }
-    this.#fieldMemory = { held: 0, max: options.memoryTotal ?? MEMORY_TOTAL }
+    // One form's fields always fit, however little memory files are given.
+    const fieldMemory = Math.max(options.memoryTotal ?? MEMORY_TOTAL, 2 * this.#limits.fieldBytes)
+    this.#fieldMemory = { held: 0, max: fieldMemory }
     this.#progress =
       options.progress ??
       new MemoryProgressStore({

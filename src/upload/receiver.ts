@@ -150,6 +150,8 @@ class Reception {
   #fileCount = 0
   #delimiters = 0
   #fieldsHeld = 0
+  /** Of them, those of a field that is not whole yet. */
+  #piecesHeld = 0
   /** Files that wait until one before them is staged. */
   #queued = 0
   /** Handlers that hold the body back: while there are any, silence is not the client's. */
@@ -241,7 +243,12 @@ class Reception {
         this.#delimiters++
         this.#checkLostParts()
       },
-      held: bytes => this.#holdFields(bytes),
+      held: bytes => {
+        this.#piecesHeld += bytes
+        const { fieldBytes } = this.#options.limits
+        if (this.#piecesHeld > fieldBytes) this.#fail(fieldsTooLarge(fieldBytes))
+        else this.#holdFields(bytes)
+      },
       cut: () => this.#fail(malformed('the form ends within a file')),
     })
   }
@@ -279,11 +286,11 @@ class Reception {
     this.#fieldBytes += Buffer.byteLength(field) + Buffer.byteLength(value)
     // What was cut at the limit may be within it once decoded: UTF-16 shrinks.
     if (this.#fieldBytes > fieldBytes || info.valueTruncated) {
-      return this.#fail(
-        new UploadError('fields_too_large', `the form's fields are larger than ${formatSize(fieldBytes)}`),
-      )
+      return this.#fail(fieldsTooLarge(fieldBytes))
     }
-    this.#holdFields(Buffer.byteLength(value))
+    // The value takes the place of its pieces.
+    this.#holdFields(Buffer.byteLength(value) - this.#piecesHeld)
+    this.#piecesHeld = 0
     const values = this.#fields.get(field)
     if (values) values.push(value)
     else this.#fields.set(field, [value])
@@ -512,6 +519,10 @@ function bodyTooLarge(limit: number, size?: number): UploadError {
     'body_too_large',
     `the upload is larger than ${formatSize(limit)} (${limit} bytes)${sent}`,
   )
+}
+
+function fieldsTooLarge(limit: number): UploadError {
+  return new UploadError('fields_too_large', `the form's fields are larger than ${formatSize(limit)}`)
 }
 
 function tooSlow(rate: number, minRate: number, over: number): UploadError {
