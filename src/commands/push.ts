@@ -58,6 +58,7 @@ async function pushAll(host: Host, files: readonly string[], options: PushComman
   const terminated = () => stop.abort(new UploadError('terminated', 'terminated'))
   host.on('SIGINT', interrupted)
   host.on('SIGTERM', terminated)
+  host.on('SIGHUP', terminated)
   const failures: UploadError[] = []
   try {
     for (const file of files) {
@@ -77,6 +78,7 @@ async function pushAll(host: Host, files: readonly string[], options: PushComman
   } finally {
     host.off('SIGINT', interrupted)
     host.off('SIGTERM', terminated)
+    host.off('SIGHUP', terminated)
   }
   const [first] = failures
   if (!first) return

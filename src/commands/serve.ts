@@ -219,10 +219,10 @@ async function creating<T>(doing: string, work: Promise<T>): Promise<T> {
 function untilSignal(host: Host, server: UploadServer, grace: number, log: Logger): Promise<void> {
   return new Promise((resolve, reject) => {
     let draining = false
-    const onSignal = (signal: 'SIGINT' | 'SIGTERM') => {
+    const onSignal = (signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP') => {
       if (draining) {
         server.terminate()
-        return host.exit(signal === 'SIGINT' ? 130 : 143)
+        return host.exit(128 + os.constants.signals[signal])
       }
       draining = true
       log.info('stopping', { signal, grace })
@@ -230,6 +230,8 @@ function untilSignal(host: Host, server: UploadServer, grace: number, log: Logge
     }
     host.on('SIGINT', onSignal)
     host.on('SIGTERM', onSignal)
+    // The terminal was closed.
+    host.on('SIGHUP', onSignal)
   })
 }
 
