@@ -279,7 +279,8 @@ class Reception {
       )
     }
     if (field === undefined) return this.#fail(malformed('a field has no name'))
-    if (isTooLong(field)) return this.#fail(malformed(tooLong('the name of a field', field)))
+    const nameError = checkLabel('the name of a field', field)
+    if (nameError) return this.#fail(nameError)
     if (value === undefined) return this.#fail(malformed(`the field ${field} is in an unsupported charset`))
     const encodingError = checkEncoding(field, info.encoding)
     if (encodingError) return this.#fail(encodingError)
@@ -306,8 +307,9 @@ class Reception {
       return this.#fail(new UploadError('too_many_files', `the form has more than ${plural(files, 'file')}`))
     }
     if (field === undefined) return this.#fail(malformed('a file has no field name'))
-    if (isTooLong(field)) return this.#fail(malformed(tooLong("the name of a file's field", field)))
-    if (isTooLong(info.mimeType)) return this.#fail(malformed(tooLong('a media type', info.mimeType)))
+    const labelError =
+      checkLabel("the name of a file's field", field) ?? checkLabel('a media type', info.mimeType)
+    if (labelError) return this.#fail(labelError)
     const encodingError = checkEncoding(field, info.encoding)
     if (encodingError) return this.#fail(encodingError)
     const name = cleanFileName(info.filename ?? '')
@@ -497,12 +499,10 @@ function checkEncoding(field: string, encoding: string): UploadError | undefined
   return malformed(`the part ${field} has Content-Transfer-Encoding ${encoding}, which is not supported`)
 }
 
-function isTooLong(label: string): boolean {
-  return Buffer.byteLength(label) > LABEL_MAX_BYTES
-}
-
-function tooLong(what: string, label: string): string {
-  return `${what} has ${Buffer.byteLength(label)} bytes, ${LABEL_MAX_BYTES} are allowed`
+function checkLabel(what: string, label: string): UploadError | undefined {
+  const bytes = Buffer.byteLength(label)
+  if (bytes <= LABEL_MAX_BYTES) return undefined
+  return malformed(`${what} has ${bytes} bytes, ${LABEL_MAX_BYTES} are allowed`)
 }
 
 function noHandler(file: FileInfo): never {
