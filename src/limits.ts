@@ -8,6 +8,10 @@ export interface Limits {
   fields: number
   /** Bytes of all fields of one form together, names and values. */
   fieldBytes: number
+  /** Bytes of the head of one part, PART_HEAD_MAX at most. */
+  partHead: number
+  /** Bytes of a file's name as it is sent; what is stored is cut to what a directory takes. */
+  nameBytes: number
   /** Milliseconds without a byte from the client, while it is its turn to send; 0 for any. */
   idle: number
   /** Bytes a second that a client has to send at least, on average over twice `idle`; 0 for any rate. */
@@ -26,12 +30,17 @@ export interface Limits {
 
 const MIB = 1024 ** 2
 
+/** What busboy can read of a part's head, in bytes. */
+export const PART_HEAD_MAX = 16 * 1024
+
 /** Those of a form are Django's. */
 export const DEFAULT_LIMITS: Limits = {
   body: 16 * 1024 * MIB,
   files: 100,
   fields: 1000,
   fieldBytes: 2_621_440,
+  partHead: PART_HEAD_MAX,
+  nameBytes: 4096,
   idle: 60_000,
   minRate: 128,
   uploads: 1024,

@@ -249,8 +249,12 @@ async function tryCase(at: TestServer, made: FuzzCase): Promise<string> {
 
 test('requests', async t => {
   const outcomes = new Map<string, number>()
-  const lane = async () => {
-    const at = await startServer(t, { limits: LIMITS, memoryMax: 20_000, memoryTotal: 30_000 })
+  const lane = async (_: unknown, i: number) => {
+    const ways = [
+      { memoryMax: 20_000, memoryTotal: 30_000 },
+      { memoryMax: 20_000, directMin: 0 },
+    ]
+    const at = await startServer(t, { limits: LIMITS, ...ways[i % 2] })
     return forSeeds(0.8, async seed => {
       const outcome = await tryCase(at, makeCase(seed))
       outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1)

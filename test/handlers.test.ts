@@ -113,7 +113,7 @@ test('disk: alone in a process it still finishes its digest', async t => {
   const script = `
     import { disk } from ${JSON.stringify(join(ROOT, 'dist/src/index.js'))}
     const handler = disk({ dir: process.argv[1], fsync: false })
-    const sink = handler.open({ field: 'f', name: 'n', type: 't' })
+    const sink = handler.open({ field: 'f', name: 'n', type: 't' }, undefined, { size: 4_000_000 })
     for (let i = 0; i < 40; i++) await sink.write(Buffer.alloc(100_000))
     const staged = await sink.close()
     process.stdout.write(staged.sha256)

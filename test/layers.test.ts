@@ -31,7 +31,7 @@ const FOREIGN: Record<string, readonly string[]> = {
 
 /** Every package the product uses, and its one home. */
 const HOMES: Record<string, readonly string[]> = {
-  busboy: ['upload/receiver.ts'],
+  busboy: ['upload/form-parser.ts'],
   undici: ['client'],
   'cli-progress': ['terminal'],
   ora: ['terminal'],

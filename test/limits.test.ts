@@ -181,11 +181,28 @@ const rows: Row[] = [
   },
   {
     limit: "a part's headers",
+    options: { limits: { partHead: 1000 } },
+    args: ['--max-part-head', '1000'],
+    // The empty line at its end is part of it.
+    within: multipart([TITLE, padded(1000 - 4)]),
+    beyond: multipart([TITLE, padded(1000 - 3)]),
+    refusal: ['part_head_too_large', 413],
+  },
+  {
+    limit: "a part's headers, by default",
     options: {},
     args: [],
     within: multipart([TITLE, padded(16_000)]),
-    beyond: multipart([TITLE, padded(17_000)]),
-    refusal: ['malformed_body', 400],
+    beyond: multipart([TITLE, padded(16 * 1024 - 3)]),
+    refusal: ['part_head_too_large', 413],
+  },
+  {
+    limit: "a file's name",
+    options: { limits: { nameBytes: 20 } },
+    args: ['--max-name-bytes', '20'],
+    within: multipart([TITLE, file('x', { filename: `${'ñ'.repeat(8)}.txt` })]),
+    beyond: multipart([TITLE, file('x', { filename: `${'ñ'.repeat(8)}x.txt` })]),
+    refusal: ['name_too_long', 400],
   },
   {
     limit: 'a media type to accept alone',
@@ -240,8 +257,8 @@ for (const { limit, options, args, within, beyond, refusal, byHead } of rows) {
   test(`${limit}: ${refusal.join(' ')}`, async t => {
     // One upload at a time: where the refused one kept its slot the next would not come in.
     const limits = { ...options.limits, uploads: 1, uploadsPerClient: 1 }
-    for (const memoryMax of [2_621_440, 0]) {
-      const at = await startServer(t, { ...options, limits, memoryMax })
+    for (const way of [{}, { memoryMax: 0 }, { memoryMax: 0, directMin: 0 }]) {
+      const at = await startServer(t, { ...options, ...way, limits })
       for (const sending of [{}, { chunked: true }, { chunk: 1000 }, { chunked: true, chunk: 1000 }]) {
         const answer = await post(at.url, beyond, { ...sending, headers: { 'X-Progress-ID': 'refused' } })
         assert.deepEqual([answer.json?.code, answer.status], refusal, answer.text)
@@ -273,7 +290,7 @@ test('the size of a request: exactly the number is taken', async t => {
 
 test('a name of any length is cut to what a directory takes', async t => {
   const at = await startServer(t)
-  for (const filename of [`${'n'.repeat(10_000)}.txt`, `${'ñ'.repeat(5000)}.txt`, '.'.repeat(1000)]) {
+  for (const filename of [`${'n'.repeat(4000)}.txt`, `${'ñ'.repeat(2000)}.txt`, '.'.repeat(1000)]) {
     const bytes = randomFile(100)
     const { json } = await post(at.url, multipart([TITLE, file(bytes, { filename })]))
     assert.equal(Buffer.byteLength(json.files[0].name), filename.startsWith('ñ') ? 254 : 255)

@@ -1,5 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { parseDuration, parseSize } from '../units.ts'
+import { formatSize, parseDuration, parseSize } from '../units.ts'
 
 /** What a command is given of the process it runs in; tests give their own. */
 export type Host = Pick<NodeJS.Process, 'stdin' | 'stdout' | 'stderr' | 'env' | 'on' | 'off' | 'exit'>
@@ -10,6 +10,14 @@ export function size(text: string): number {
   if (bytes === undefined)
     throw new InvalidArgumentError(`"${text}" is not a size such as 2621440, 2.5mb or 1gib.`)
   return bytes
+}
+
+export function sizeUpTo(max: number) {
+  return (text: string): number => {
+    const bytes = size(text)
+    if (bytes > max) throw new InvalidArgumentError(`"${text}" is more than ${formatSize(max)}.`)
+    return bytes
+  }
 }
 
 export function duration(text: string): number {

@@ -2,14 +2,14 @@ import { randomBytes } from 'node:crypto'
 import os from 'node:os'
 import { Command } from 'commander'
 import { UploadError } from '../errors.ts'
-import { DEFAULT_LIMITS, MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
+import { DEFAULT_LIMITS, MEMORY_MAX, MEMORY_TOTAL, PART_HEAD_MAX } from '../limits.ts'
 import { createLogger, type LogFormat, type Logger } from '../log.ts'
 import { DEFAULT_HOST, DEFAULT_PORT } from '../protocol.ts'
 import type { ServerOptions, UploadServer } from '../server/server.ts'
 import { ON_CONFLICT, type OnConflict } from '../storage/storage.ts'
 import { formatSize } from '../units.ts'
 import type { UploadHandler } from '../upload/handler.ts'
-import { duration, type Host, integer, list, option, readFlags, size, text } from './options.ts'
+import { duration, type Host, integer, list, option, readFlags, size, sizeUpTo, text } from './options.ts'
 
 interface ServeOptions {
   host: string
@@ -24,6 +24,8 @@ interface ServeOptions {
   maxSize: number
   maxFields: number
   maxFieldBytes: number
+  maxPartHead: number
+  maxNameBytes: number
   maxFiles: number
   idleTimeout: number
   minRate: number
@@ -66,6 +68,13 @@ export function serveCommand(host: Host): Command {
     .addOption(count('--max-files <number>', 'most files in a request', DEFAULT_LIMITS.files))
     .addOption(count('--max-fields <number>', 'most fields in a form', DEFAULT_LIMITS.fields))
     .addOption(bytes('--max-field-bytes <size>', 'largest fields together', DEFAULT_LIMITS.fieldBytes))
+    .addOption(
+      option('--max-part-head <size>', "largest head of a form's part", sizeUpTo(PART_HEAD_MAX)).default(
+        DEFAULT_LIMITS.partHead,
+        formatSize(DEFAULT_LIMITS.partHead),
+      ),
+    )
+    .addOption(bytes('--max-name-bytes <size>', 'longest file name', DEFAULT_LIMITS.nameBytes))
     .addOption(count('--max-uploads <number>', 'most uploads at once', DEFAULT_LIMITS.uploads))
     .addOption(
       count('--max-uploads-per-client <number>', 'of them of one address', DEFAULT_LIMITS.uploadsPerClient),
@@ -183,6 +192,8 @@ function serverOptions(
       files: options.maxFiles,
       fields: options.maxFields,
       fieldBytes: options.maxFieldBytes,
+      partHead: options.maxPartHead,
+      nameBytes: options.maxNameBytes,
       idle: options.idleTimeout,
       minRate: options.minRate,
       uploads: options.maxUploads,

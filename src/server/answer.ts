@@ -2,6 +2,7 @@ import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:ht
 import type { Socket } from 'node:net'
 import type { UploadError } from '../errors.ts'
 import type { Problem } from '../protocol.ts'
+import { dropRest, hasArrived, isReusable } from '../upload/body.ts'
 
 export type Headers = Record<string, string | string[]>
 
@@ -33,10 +34,8 @@ export function answer(
   const body = content?.body ?? ''
   const all: Headers = { ...BASE_HEADERS, ...headers, 'Content-Length': String(Buffer.byteLength(body)) }
   if (content) all['Content-Type'] = content.type
-  if (bodyPending(req)) {
-    all['Connection'] = 'close'
-    lingerAfterAnswer(req, res)
-  }
+  if (bodyPending(req)) lingerAfterAnswer(req, res)
+  if (closing.has(req.socket) || !isReusable(req)) all['Connection'] = 'close'
   res.writeHead(status, all)
   res.end(req.method === 'HEAD' ? undefined : body)
 }
@@ -52,9 +51,11 @@ export function answerJson(
 }
 
 /** Whether there may be a body still to be read. For a moment node calls a request without one incomplete, too. */
-function bodyPending({ complete, headers }: IncomingMessage): boolean {
+function bodyPending(req: IncomingMessage): boolean {
+  const { headers } = req
   return (
-    !complete && (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
+    !hasArrived(req) &&
+    (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
   )
 }
 
@@ -113,8 +114,8 @@ function lingerAfterAnswer(req: IncomingMessage, res: ServerResponse): void {
   let bytes = 0
   let silence: NodeJS.Timeout
   const destroy = () => socket.destroy()
-  const heard = (chunk: Buffer) => {
-    bytes += chunk.length
+  const heard = (more: number) => {
+    bytes += more
     if (bytes > LINGER_BYTES) destroy()
     else silence.refresh()
   }
@@ -125,10 +126,7 @@ function lingerAfterAnswer(req: IncomingMessage, res: ServerResponse): void {
       clearTimeout(silence)
       clearTimeout(limit)
     })
-    req.on('data', heard)
-    // All was read: the close resets nothing any more.
-    req.once('end', destroy)
-    req.on('error', () => {})
-    req.resume()
+    // Once all was read the close resets nothing any more.
+    dropRest(req, heard, destroy)
   })
 }

@@ -15,6 +15,7 @@ import { hiddenFolder, LocalStorage } from '../storage/local.ts'
 import type { OnConflict, StagedFile, Storage } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
 import { admission } from '../upload/admission.ts'
+import { hasArrived } from '../upload/body.ts'
 import { disk } from '../upload/disk.ts'
 import { checkForm } from '../upload/form.ts'
 import { compose, type UploadHandler } from '../upload/handler.ts'
@@ -48,6 +49,8 @@ export interface ServerOptions {
   memoryMax?: number
   /** What all requests in memory may hold together, in bytes; 64 MiB by default. */
   memoryTotal?: number
+  /** Requests of at least so many bytes are read past node's parser, and close their connection; 4 MiB by default. */
+  directMin?: number
   /** The user's handlers, asked before memory and disk. */
   handlers?: readonly UploadHandler[]
   limits?: Partial<Limits>
@@ -354,6 +357,7 @@ export class UploadServer {
         limits: this.#limits,
         fieldMemory: this.#fieldMemory,
         ...(sendContinue && { askForBody: sendContinue }),
+        ...(this.#options.directMin !== undefined && { directMin: this.#options.directMin }),
         accepts: (name, fields) => {
           noted.form = fields
           checkCsrf?.(fields)
@@ -420,7 +424,7 @@ export class UploadServer {
   #refuseBrokenRequest(error: NodeJS.ErrnoException, socket: net.Socket): void {
     // What follows a whole request, a stray line end say, does not take its answer away.
     const res = this.#answers.get(socket)
-    if (res?.req.complete && !res.writableEnded) {
+    if (res && hasArrived(res.req) && !res.writableEnded) {
       res.shouldKeepAlive = false
       return
     }

@@ -1,42 +1,34 @@
-/** Chunks smaller than this are copied together; a Buffer object costs about as much memory. */
-const SMALL = 1024
-const BLOCK = 16 * 1024
+/** Bytes that are copied together block by block, each block larger than the one before, up to this size. */
+const BLOCK_MIN = 16 * 1024
+const BLOCK_MAX = 1024 * 1024
 
-/**
- * Chunks in order. Small ones are copied into blocks: a body that comes byte by byte would otherwise
- * take a Buffer object, a hundred bytes and more, for each of its bytes.
- */
+/** Copies of chunks, in order: the chunks themselves are only lent, and may come byte by byte. */
 export class ChunkList {
-  #chunks: Uint8Array[] = []
-  /** The open block, always the last of #chunks while there is one, and how much of it is used. */
+  #full: Uint8Array[] = []
   #block: Buffer | undefined
   #used = 0
 
   push(chunk: Uint8Array): void {
-    if (chunk.length >= SMALL || this.#chunks.length === 0) {
-      this.#closeBlock()
-      this.#chunks.push(chunk)
-      return
-    }
-    if (this.#block === undefined || this.#used + chunk.length > BLOCK) {
-      this.#closeBlock()
-      this.#block = Buffer.allocUnsafeSlow(BLOCK)
-    }
-    this.#block.set(chunk, this.#used)
-    this.#used += chunk.length
+    // The first chunk of a small file is often all of it, and so is its block.
+    this.#block ??= Buffer.allocUnsafeSlow(chunk.length)
+    const fits = Math.min(chunk.length, this.#block.length - this.#used)
+    this.#block.set(fits < chunk.length ? chunk.subarray(0, fits) : chunk, this.#used)
+    this.#used += fits
+    if (fits === chunk.length) return
+    const grown = Math.min(BLOCK_MAX, Math.max(BLOCK_MIN, 2 * this.#block.length))
+    this.#full.push(this.#block)
+    this.#block = Buffer.allocUnsafeSlow(Math.max(grown, chunk.length - fits))
+    this.#used = 0
+    this.push(chunk.subarray(fits))
   }
 
   /** All of them; the list is empty afterwards. */
   take(): Uint8Array[] {
-    this.#closeBlock()
-    const chunks = this.#chunks
-    this.#chunks = []
-    return chunks
-  }
-
-  #closeBlock(): void {
-    if (this.#block && this.#used > 0) this.#chunks.push(this.#block.subarray(0, this.#used))
+    const blocks = this.#full
+    if (this.#block) blocks.push(this.#block.subarray(0, this.#used))
+    this.#full = []
     this.#block = undefined
     this.#used = 0
+    return blocks
   }
 }

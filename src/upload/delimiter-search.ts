@@ -1,16 +1,10 @@
 const CR = 13
 
-/**
- * Told of a body piece by piece, in order: data up to a delimiter (`isMatch`) or data alone. `data` is
- * undefined where nothing precedes the delimiter. `isSafe` where the bytes are never changed afterwards.
- */
-export type OnPiece = (
-  isMatch: boolean,
-  data: Buffer | undefined,
-  start: number,
-  end: number,
-  isSafe: boolean,
-) => void
+/** A delimiter, among pieces of data. */
+export const DELIMITER = null
+
+/** Data, a view of the chunk it came in, or a delimiter. */
+export type Piece = Buffer | typeof DELIMITER
 
 /**
  * Finds a multipart delimiter (CR LF, two hyphens, the boundary) in a stream of chunks. The search
@@ -19,58 +13,48 @@ export type OnPiece = (
  *
  * A delimiter that lies across chunks is found because whatever a chunk ends with that could begin one
  * is held back. A boundary holds no CR, so a delimiter can only begin at a CR and only one beginning
- * can be pending.
+ * can be pending; what is pending is a prefix of the delimiter, so its length is all there is to know.
  */
 export class DelimiterSearch {
   readonly #delimiter: Buffer
-  readonly #onPiece: OnPiece
-  /** Held back: the beginning of what may be a delimiter. */
-  #held: Buffer
+  /** How many bytes of a delimiter the chunks so far end with. */
+  #held: number
 
-  constructor(delimiter: Buffer, held: Buffer, onPiece: OnPiece) {
+  /** `held`: how many bytes of a delimiter count as seen already. */
+  constructor(delimiter: Buffer, held = 0) {
     this.#delimiter = delimiter
     this.#held = held
-    this.#onPiece = onPiece
   }
 
-  push(chunk: Buffer): void {
+  /** What a chunk adds, piece by piece, in order. The next chunk only once all were taken. */
+  *pieces(chunk: Buffer): Generator<Piece, void, void> {
     const delimiter = this.#delimiter
     let at = 0
-    if (this.#held.length > 0) {
-      const wanted = delimiter.length - this.#held.length
-      const there = Math.min(wanted, chunk.length)
-      if (chunk.compare(delimiter, this.#held.length, this.#held.length + there, 0, there) !== 0) {
-        this.#release()
-      } else if (there < wanted) {
-        this.#held = Buffer.concat([this.#held, chunk])
+    if (this.#held > 0) {
+      const held = this.#held
+      const there = Math.min(delimiter.length - held, chunk.length)
+      if (chunk.compare(delimiter, held, held + there, 0, there) !== 0) {
+        this.#held = 0
+        yield delimiter.subarray(0, held)
+      } else if (held + there < delimiter.length) {
+        this.#held += there
         return
       } else {
-        this.#held = EMPTY
-        this.#onPiece(true, undefined, 0, 0, true)
+        this.#held = 0
+        yield DELIMITER
         at = there
       }
     }
     for (;;) {
       const found = chunk.indexOf(delimiter, at)
       if (found < 0) break
-      if (found > at) this.#onPiece(true, chunk, at, found, true)
-      else this.#onPiece(true, undefined, 0, 0, true)
+      if (found > at) yield chunk.subarray(at, found)
+      yield DELIMITER
       at = found + delimiter.length
     }
     const end = this.#beginning(chunk, at)
-    if (end > at) this.#onPiece(false, chunk, at, end, true)
-    if (end < chunk.length) this.#held = chunk.subarray(end)
-  }
-
-  /** The stream has ended: what was held back was data. */
-  destroy(): void {
-    if (this.#held.length > 0) this.#release()
-  }
-
-  #release(): void {
-    const held = this.#held
-    this.#held = EMPTY
-    this.#onPiece(false, held, 0, held.length, true)
+    this.#held = chunk.length - end
+    if (end > at) yield at === 0 && end === chunk.length ? chunk : chunk.subarray(at, end)
   }
 
   /** Where the beginning of a delimiter stands at the chunk's very end; the chunk's length for nowhere. */
@@ -84,5 +68,3 @@ export class DelimiterSearch {
     return chunk.length
   }
 }
-
-const EMPTY = Buffer.alloc(0)

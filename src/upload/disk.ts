@@ -1,5 +1,6 @@
 import fs from 'node:fs'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import type { StagedFile } from '../storage/storage.ts'
 import { Digester, type Following, HASH_INLINE_MAX, sha256 } from './digest.ts'
 import type { FileInfo, FileSink, UploadHandler } from './handler.ts'
@@ -13,16 +14,15 @@ export interface DiskOptions {
   sha256?: boolean
 }
 
-/** One writev in flight per file, of about this many bytes: 1525 MiB/s against 1104 with 256 KiB (docs/performance.md). */
-const WRITE_SIZE = 1024 * 1024
-/** What one file may gather before its part pauses, and what all files together may. */
-const WINDOW_MAX = 2 * WRITE_SIZE
-const WINDOW_MIN = 256 * 1024
-const WINDOWS_TOTAL = 16 * 1024 * 1024
-/** IOV_MAX is 1024 on every system that Node runs on. */
-const PIECES_MAX = 1024
+/** A chunk of this size is written from where it is; smaller ones are gathered. */
+const WRITE_MIN = 64 * 1024
+/** What is gathered for one write, in bytes; less where many files are open. */
+const GATHER_MAX = 512 * 1024
+const GATHER_MIN = 128 * 1024
+const GATHER_TOTAL = 16 * 1024 * 1024
 /** Data is synced in the background every so many bytes, so that the last sync finds little left to do. */
 const SYNC_EVERY = 64 * 1024 * 1024
+const EMPTY = Buffer.alloc(0)
 
 /** What all files of one handler share. */
 interface Shared {
@@ -45,78 +45,67 @@ export function disk(options: DiskOptions): UploadHandler & { close(): Promise<v
   const shared: Shared = { dir, fsync, digester, hashing, active: 0, count: 0, syncing: false }
   return {
     name: 'disk',
-    open: file => new DiskSink(file, shared),
+    open: (file, _next, upload) => new DiskSink(file, upload.size, shared),
     close: () => digester.close(),
   }
 }
 
 /**
- * Chunks gather while the file is opened and while a write is in flight; whatever has gathered goes
- * out in the next writev. Only a full window makes the part wait.
+ * A large chunk is written from where it is, and taken once it is in the file; what comes meanwhile
+ * waits in the receiver. Small ones are copied together: one block is written while the next gathers.
  */
 class DiskSink implements FileSink {
   readonly #file: FileInfo
   readonly #shared: Shared
   readonly #path: string
+  readonly #gatherSize: number
   #fd = -1
-  #chunks: Uint8Array[] = []
-  /** Bytes in #chunks, and bytes in the file. */
-  #gathered = 0
   #written = 0
-  /** An open or a write is in flight. */
-  #busy = true
-  /** A write was started: #chunks is no longer the whole file. */
-  #flushed = false
-  #closing = false
+  /** What is gathered, and the other block, which is free or being written. */
+  #block: Buffer | undefined
+  #gathered = 0
+  #otherBlock: Buffer | undefined
+  /** The open, then each write; it never rejects, #failure tells. Undefined while there is none. */
+  #work: Promise<void> | undefined
   #failure: Error | undefined
-  /** Settles the promise that a paused `write`, or a `close` or `abort`, waits on. */
-  #wake: (() => void) | undefined
   #following: Following | undefined
   #syncedTo = 0
   #sync: Promise<void> | undefined
 
-  constructor(file: FileInfo, shared: Shared) {
+  constructor(file: FileInfo, size: number | undefined, shared: Shared) {
     this.#file = file
     this.#shared = shared
     this.#path = join(shared.dir, `${shared.count++}.part`)
     shared.active++
-    // O_RDWR: the digest worker reads through the same descriptor.
-    fs.open(this.#path, 'wx+', 0o600, (error, fd) => {
-      if (error) this.#failure = error
-      else this.#fd = fd
-      this.#settled()
+    const share = Math.max(GATHER_MIN, Math.min(GATHER_MAX, GATHER_TOTAL / shared.active))
+    this.#gatherSize = Math.min(share, size ?? share)
+    this.#do(async () => {
+      // O_RDWR: the digest worker reads through the same descriptor.
+      this.#fd = await open(this.#path, 'wx+', 0o600)
     })
   }
 
   write(chunk: Uint8Array): void | Promise<void> {
     if (this.#failure) throw this.#failure
-    this.#chunks.push(chunk)
-    this.#gathered += chunk.length
-    this.#pump()
-    return this.#isFull() ? this.#until(() => !this.#isFull()) : undefined
+    return chunk.length >= WRITE_MIN ? this.#append(chunk) : this.#gather(chunk)
   }
 
   async close(): Promise<StagedFile> {
-    this.#closing = true
     try {
-      const size = this.#written + this.#gathered
-      const { hashing } = this.#shared
-      const small = hashing && !this.#flushed && size <= HASH_INLINE_MAX
-      const inline = small ? sha256(Buffer.concat(this.#chunks)) : undefined
-      this.#pump()
-      await this.#until(() => !this.#busy && this.#gathered === 0)
+      const { hashing, fsync } = this.#shared
+      const isSmall = this.#written === 0 && !this.#otherBlock && this.#gathered <= HASH_INLINE_MAX
+      const inline = hashing && isSmall ? sha256(this.#copies()) : undefined
+      await this.#flush()
+      const size = this.#written
       const digest = inline ?? (hashing ? this.#follow().finish(size) : undefined)
       // Both to their end, whatever becomes of the other: the descriptor is closed next.
-      const [hashed, synced] = await Promise.allSettled([
-        digest,
-        this.#shared.fsync ? this.#finalSync() : undefined,
-      ])
+      const [hashed, synced] = await Promise.allSettled([digest, fsync ? this.#finalSync() : undefined])
       this.#following = undefined
       if (hashed.status === 'rejected') throw hashed.reason
       if (synced.status === 'rejected') throw synced.reason
       await this.#closeDescriptor()
       this.#shared.active--
-      return new DiskFile(this.#file, this.#path, size, hashed.value, this.#shared.fsync)
+      return new DiskFile(this.#file, this.#path, size, hashed.value, fsync)
     } catch (error) {
       await this.abort()
       throw error
@@ -125,9 +114,7 @@ class DiskSink implements FileSink {
 
   async abort(): Promise<void> {
     this.#failure ??= new Error('aborted')
-    this.#chunks = []
-    this.#gathered = 0
-    while (this.#busy) await new Promise<void>(resolve => (this.#wake = resolve))
+    await this.#work
     await this.#sync?.catch(() => {})
     await this.#following?.cancel()
     await this.#closeDescriptor().catch(() => {})
@@ -135,60 +122,74 @@ class DiskSink implements FileSink {
     this.#shared.active--
   }
 
-  #window(): number {
-    return Math.max(WINDOW_MIN, Math.min(WINDOW_MAX, WINDOWS_TOTAL / this.#shared.active))
+  /** Writes a chunk after all that came before it. */
+  async #append(chunk: Uint8Array): Promise<void> {
+    await this.#flush()
+    this.#startWrite(chunk)
+    await this.#idle()
   }
 
-  #isFull(): boolean {
-    return this.#gathered >= this.#window() || this.#chunks.length >= 2 * PIECES_MAX
+  #gather(chunk: Uint8Array): void | Promise<void> {
+    this.#block ??= Buffer.allocUnsafeSlow(this.#gatherSize)
+    const fits = Math.min(chunk.length, this.#block.length - this.#gathered)
+    this.#block.set(fits < chunk.length ? chunk.subarray(0, fits) : chunk, this.#gathered)
+    this.#gathered += fits
+    if (fits === chunk.length) return
+    const rest = chunk.subarray(fits)
+    if (this.#work) return this.#idle().then(() => this.#gatherOn(rest))
+    return this.#gatherOn(rest)
   }
 
-  /** Starts the next write if none is in flight and there is enough to write. */
-  #pump(): void {
-    if (this.#busy || this.#failure || this.#gathered === 0) return
-    const enough = Math.min(WRITE_SIZE, this.#window())
-    if (!this.#closing && this.#gathered < enough && this.#chunks.length < PIECES_MAX) return
-    this.#busy = true
-    this.#flushed = true
-    const batch = this.#chunks.splice(0, PIECES_MAX)
-    fs.writev(this.#fd, batch, this.#written, (error, written) => {
-      if (error) this.#failure = error
-      else this.#wrote(batch, written)
-      this.#settled()
+  #gatherOn(rest: Uint8Array): void | Promise<void> {
+    this.#writeBlock()
+    return this.#gather(rest)
+  }
+
+  /** Starts the write of what has gathered; only where none is in flight. */
+  #writeBlock(): void {
+    const copies = this.#copies()
+    const other = this.#otherBlock
+    this.#otherBlock = this.#block
+    this.#block = other
+    this.#gathered = 0
+    this.#startWrite(copies)
+  }
+
+  #copies(): Uint8Array {
+    return (this.#block ?? EMPTY).subarray(0, this.#gathered)
+  }
+
+  async #flush(): Promise<void> {
+    await this.#idle()
+    if (this.#gathered === 0) return
+    this.#writeBlock()
+    await this.#idle()
+  }
+
+  /** Resolves when no open or write is in flight; rejects if one has failed. */
+  async #idle(): Promise<void> {
+    await this.#work
+    if (this.#failure) throw this.#failure
+  }
+
+  #startWrite(bytes: Uint8Array): void {
+    this.#do(async () => {
+      for (let done = 0; done < bytes.length; )
+        done += await write(this.#fd, bytes, done, this.#written + done)
+      this.#written += bytes.length
+      if (this.#shared.hashing && this.#written > HASH_INLINE_MAX) this.#follow().advance(this.#written)
+      this.#syncInBackground()
     })
   }
 
-  #wrote(batch: Uint8Array[], written: number): void {
-    this.#written += written
-    this.#gathered -= written
-    // A short write: the rest goes back to the front.
-    let left = written
-    let done = 0
-    while (done < batch.length && left >= (batch[done] as Uint8Array).length)
-      left -= (batch[done++] as Uint8Array).length
-    if (done < batch.length) {
-      const [torn, ...rest] = batch.slice(done) as [Uint8Array, ...Uint8Array[]]
-      this.#chunks.unshift(torn.subarray(left), ...rest)
-    }
-    if (this.#shared.hashing && this.#written > HASH_INLINE_MAX) this.#follow().advance(this.#written)
-    this.#syncInBackground()
-  }
-
-  #settled(): void {
-    this.#busy = false
-    this.#pump()
-    const wake = this.#wake
-    this.#wake = undefined
-    wake?.()
-  }
-
-  /** Resolves when `condition` holds, rejects when a write has failed. Every settled write looks again. */
-  async #until(condition: () => boolean): Promise<void> {
-    while (!condition()) {
-      if (this.#failure) break
-      await new Promise<void>(resolve => (this.#wake = resolve))
-    }
-    if (this.#failure) throw this.#failure
+  #do(work: () => Promise<void>): void {
+    this.#work = work()
+      .catch(error => {
+        this.#failure ??= error
+      })
+      .finally(() => {
+        this.#work = undefined
+      })
   }
 
   #follow(): Following {
@@ -214,16 +215,24 @@ class DiskSink implements FileSink {
     await datasync(this.#fd)
   }
 
-  #closeDescriptor(): Promise<void> {
+  async #closeDescriptor(): Promise<void> {
     const fd = this.#fd
     this.#fd = -1
-    if (fd < 0) return Promise.resolve()
-    return new Promise((resolve, reject) => fs.close(fd, error => (error ? reject(error) : resolve())))
+    if (fd >= 0) await close(fd)
   }
 }
 
-function datasync(fd: number): Promise<void> {
-  return new Promise((resolve, reject) => fs.fdatasync(fd, error => (error ? reject(error) : resolve())))
+const open = promisify(fs.open)
+const close = promisify(fs.close)
+const datasync = promisify(fs.fdatasync)
+
+/** Writes once; resolves to how many bytes went out, which may be fewer than there are. */
+function write(fd: number, bytes: Uint8Array, from: number, position: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    fs.write(fd, bytes, from, bytes.length - from, position, (error, written) =>
+      error ? reject(error) : resolve(written),
+    )
+  })
 }
 
 class DiskFile implements StagedFile {

@@ -31,7 +31,8 @@ export interface FileInfo {
 /**
  * Where the bytes of one file go. The receiver calls `write` for every chunk, in order, never while
  * an earlier call is unsettled; a promise returned is back-pressure all the way to the client. The
- * chunk is the sink's to keep. Then comes exactly one of `close` or `abort`, never during a write.
+ * chunk is lent: once the call has settled its memory is used again, so a sink copies what it keeps.
+ * Then comes exactly one of `close` or `abort`, never during a write.
  */
 export interface FileSink {
   write(chunk: Uint8Array): Awaitable<void>

@@ -7,4 +7,6 @@ export const KEPT_SEEDS: readonly number[] = [
   974_973_380,
   // A field far beyond its limit was refused for the memory of all.
   1_845_178_146,
+  // A request behind one that was read directly, in the same packet, was stored and never answered.
+  4_040_115_434,
 ]
