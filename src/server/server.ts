@@ -277,7 +277,7 @@ export class UploadServer {
       if (error.status >= 500) this.#log.error(error.message, { cause: describe(error.cause) })
       const headers = {
         ...(error.status === 401 && { 'WWW-Authenticate': CHALLENGES }),
-        ...(error.status === 503 && { 'Retry-After': '5' }),
+        ...((error.status === 429 || error.status === 503) && { 'Retry-After': '5' }),
         ...(error.status === 405 && { Allow: allowed(path) }),
       }
       if (prefersHtml(req)) this.#page.answerError(req, res, error, headers, noted.form)
