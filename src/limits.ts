@@ -24,7 +24,7 @@ export interface Limits {
   connectionsPerClient: number
   /** Bytes that stay free on the disks; 0 for none. */
   minFree: number
-  /** Bytes that the stored files may have together; 0 for any number. */
+  /** Bytes that the stored files and their records may have together; 0 for any number. */
   quota: number
 }
 

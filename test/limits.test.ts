@@ -1,7 +1,7 @@
 /** What a server takes at most: refused at one beyond, early where it can be known, nothing left, the slot free again. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { statfs } from 'node:fs/promises'
+import { readdir, rm, stat, statfs } from 'node:fs/promises'
 import net from 'node:net'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -316,8 +316,10 @@ test('uploads of everybody, and of one address', async t => {
   // Another address is another client.
   const other = await running(at.url, FORM.length, '127.0.0.2')
   await assertRefusedByHead(at, length, ['too_many_uploads', 503], '127.0.0.3')
-  const { answer } = await ask(at.url, length, '127.0.0.3')
-  assert.equal(answer.headers.get('retry-after'), '5')
+  for (const from of ['127.0.0.1', '127.0.0.3']) {
+    const { answer } = await ask(at.url, length, from)
+    assert.equal(answer.headers.get('retry-after'), '5', answer.text)
+  }
   // What is refused holds no slot, and what ends gives its own back: to whom it was taken from.
   await leave(at.url, other)
   await assertRefusedByHead(at, length, ['too_many_uploads_of_client', 429])
@@ -481,6 +483,17 @@ test('disk space that stays free', async t => {
   })
 })
 
+/** Bytes of stored files and their records. */
+async function sizeOnDisk(dir: string): Promise<number> {
+  let total = 0
+  for (const folder of [dir, join(dir, '.uploadr', 'records')]) {
+    for (const entry of await readdir(folder, { withFileTypes: true })) {
+      if (entry.isFile()) total += (await stat(join(folder, entry.name))).size
+    }
+  }
+  return total
+}
+
 test('a quota', async t => {
   const quota = 1_000_000
   const quota_exceeded: [string, number] = ['quota_exceeded', 507]
@@ -488,7 +501,7 @@ test('a quota', async t => {
   const bytes = randomFile(300_000)
   await t.test('what is stored counts, what is being sent is reserved', async () => {
     assert.equal((await post(at.url, multipart([TITLE, file(bytes)]))).status, 201)
-    const room = quota - bytes.length
+    const room = quota - (await sizeOnDisk(at.dir))
     await assertRefusedByHead(at, { 'Content-Length': room + 1 }, quota_exceeded)
     const all = await running(at.url, room)
     await assertRefusedByHead(at, { 'Content-Length': 1 }, quota_exceeded)
@@ -510,6 +523,22 @@ test('a quota', async t => {
     await run('rm', [join(at.dir, String(name))])
     const form = multipart([TITLE, file(randomFile(900_000))])
     assert.equal((await post(at.url, form)).status, 201)
+  })
+  await t.test('the records of what is stored count too', async t => {
+    const quota = 20_000
+    const { url, dir } = await startServer(t, { limits: { quota } })
+    const tiny = multipart([TITLE, file('x')])
+    const statuses: number[] = []
+    while (statuses.length < 200 && statuses.at(-1) !== 507) statuses.push((await post(url, tiny)).status)
+    assert.equal(statuses.at(-1), 507, `${statuses.length} were taken`)
+    const used = await sizeOnDisk(dir)
+    // An upload is let in by its own length; its record may be longer.
+    assert.ok(used > quota - tiny.length && used < quota + 1000, `${used} bytes are used of ${quota}`)
+    const folder = join(dir, '.uploadr', 'records')
+    const [record = '', ...others] = await readdir(folder)
+    assert.equal(others.length + 2, statuses.length)
+    for (const name of [record, ...others.slice(0, 2)]) await rm(join(folder, name))
+    assert.equal((await post(url, tiny)).status, 201)
   })
   await t.test('by its option', async t => {
     const { url } = await serve(t, ['--quota', '1000'])

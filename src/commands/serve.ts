@@ -89,7 +89,11 @@ export function serveCommand(host: Host): Command {
     )
     .addOption(bytes('--min-free <size>', 'disk space that stays free, 0 for none', DEFAULT_LIMITS.minFree))
     .addOption(
-      option('--quota <size>', 'what stored files may take together, 0 for any', size).default(0, 'any'),
+      option(
+        '--quota <size>',
+        'what stored files and their records may take together, 0 for any',
+        size,
+      ).default(0, 'any'),
     )
     .addOption(every('--allow-type <type>', 'media type to accept alone, such as image/*'))
     .addOption(every('--deny-type <type>', 'media type to refuse'))

@@ -28,6 +28,11 @@ export function hiddenFolder(dir: string): string {
   return join(resolve(dir), '.uploadr')
 }
 
+/** The folder of the records, one a stored upload. */
+export function recordsFolder(dir: string): string {
+  return join(hiddenFolder(dir), 'records')
+}
+
 /**
  * Files in a local directory. An upload is published in these steps, so that a crash between any two
  * of them can be completed or undone by the next start (recovery.ts):
@@ -63,7 +68,7 @@ export class LocalStorage implements Storage {
     syncs: { files: DirectorySync; records: DirectorySync; staging: DirectorySync } | undefined,
   ) {
     this.#dir = dir
-    this.#records = join(hiddenFolder(dir), 'records')
+    this.#records = recordsFolder(dir)
     this.#staging = staging
     this.#onConflict = options.onConflict ?? 'rename'
     this.#fsync = options.fsync ?? true
@@ -75,7 +80,7 @@ export class LocalStorage implements Storage {
   static async open(options: LocalStorageOptions): Promise<LocalStorage> {
     const dir = resolve(options.dir)
     const hidden = hiddenFolder(dir)
-    const records = join(hidden, 'records')
+    const records = recordsFolder(dir)
     const parent = join(hidden, 'staging')
     await makeFolder(dir)
     // Links in their places would lead out of the directory.

@@ -1,6 +1,7 @@
 import { readdir, stat, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UploadError } from '../errors.ts'
+import { recordsFolder } from '../storage/local.ts'
 import { formatSize } from '../units.ts'
 import { type FileSink, tap, type Upload, type UploadHandler } from './handler.ts'
 
@@ -11,7 +12,7 @@ export interface SpaceOptions {
   dir: string | undefined
   /** Bytes that stay free on the file systems of both; 0 for none. */
   minFree: number
-  /** Bytes that the files in `dir` may have together; 0 for any number. */
+  /** Bytes that the files in `dir` and the records of them may have together; 0 for any number. */
   quota: number
 }
 
@@ -30,8 +31,8 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
   if (quota > 0 && dir !== undefined) gauges.push(new Quota(dir, quota))
   if (gauges.length === 0) return { name: 'space' }
 
-  const leave = (upload: Upload) => {
-    if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload)
+  const leave = (upload: Upload, recorded: number) => {
+    if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload, recorded)
   }
   const check = async () => {
     for (const gauge of gauges) {
@@ -84,8 +85,9 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
       const inner = next(file)
       return inner instanceof Promise ? inner.then(sink => watched(sink, upload)) : watched(inner, upload)
     },
-    published: leave,
-    interrupt: leave,
+    // The record repeats what is said of every file, and little else.
+    published: (upload, files) => leave(upload, Buffer.byteLength(JSON.stringify(files))),
+    interrupt: upload => leave(upload, 0),
   }
 }
 
@@ -118,7 +120,8 @@ abstract class Gauge {
   protected abstract look(running: ReadonlySet<Upload>): Promise<void>
   /** Bytes that can be admitted beside what is running. */
   abstract room(running: ReadonlySet<Upload>): number
-  abstract ended(upload: Upload): void
+  /** `recorded`: bytes of the record that was kept of it, about. */
+  abstract ended(upload: Upload, recorded: number): void
   abstract refusal(wanted: number, room: number): UploadError
 }
 
@@ -175,7 +178,9 @@ class Quota extends Gauge {
 
   protected async look(): Promise<void> {
     this.#endedSince = 0
-    this.#used = await sizeOfFiles(this.#dir)
+    const folders = [this.#dir, recordsFolder(this.#dir)]
+    const sizes = await Promise.all(folders.map(sizeOfFiles))
+    this.#used = sizes.reduce((total, size) => total + size, 0)
   }
 
   room(running: ReadonlySet<Upload>): number {
@@ -183,8 +188,8 @@ class Quota extends Gauge {
     return this.#quota - this.#used - this.#endedSince - admitted
   }
 
-  ended({ received }: Upload): void {
-    this.#endedSince += received
+  ended({ received }: Upload, recorded: number): void {
+    this.#endedSince += received + recorded
   }
 
   refusal(wanted: number, room: number): UploadError {
@@ -203,7 +208,7 @@ function sum(uploads: ReadonlySet<Upload>, count: (upload: Upload) => number): n
   return total
 }
 
-/** Bytes of the stored files. */
+/** Bytes of the files in a folder, not of those below it. */
 async function sizeOfFiles(dir: string): Promise<number> {
   let total = 0
   for (const entry of await readdir(dir, { withFileTypes: true })) {
