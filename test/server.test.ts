@@ -1,7 +1,7 @@
 /** The HTTP surface over real sockets, and with the clients people use. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { readdir, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, writeFile } from 'node:fs/promises'
 import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -28,6 +28,7 @@ import {
   tempDir,
   temporaryFiles,
   until,
+  uploadr,
 } from './support.ts'
 
 const FILE = { name: 'file', filename: 'a.bin', type: 'application/octet-stream', body: 'the bytes' }
@@ -483,6 +484,27 @@ test('the binary: the first signal drains, the second ends at once, nothing half
     assert.deepEqual(await published(server.dir), [])
     assert.deepEqual(await temporaryFiles(server), [])
   })
+})
+
+test('an address that cannot be listened on: one line, and no folder is made', async t => {
+  const { port } = await startServer(t)
+  const root = await tempDir(t)
+  const dir = join(root, 'deep', 'uploads')
+  for (const [args, reason] of [
+    [['--port', String(port)], new RegExp(`127\\.0\\.0\\.1 port ${port}: .*EADDRINUSE`)],
+    [['--host', '192.0.2.1', '--port', '0'], /192\.0\.2\.1 port 0: .*EADDRNOTAVAIL/],
+  ] as const) {
+    const server = uploadr(t, ['serve', '--dir', dir, ...args])
+    assert.equal(await server.exited, 1)
+    assert.match(server.stderr(), reason)
+    assert.match(server.stderr(), /^uploadr: cannot listen on .*\n$/)
+    assert.deepEqual(await readdir(root), [])
+  }
+  // Nor is what was there before touched.
+  await mkdir(dir, { recursive: true })
+  await writeFile(join(dir, 'theirs'), 'theirs')
+  assert.equal(await uploadr(t, ['serve', '--dir', dir, '--port', String(port)]).exited, 1)
+  assert.deepEqual(await readdir(dir), ['theirs'])
 })
 
 test('the access log: one line a request, whatever is in it', async t => {

@@ -1,4 +1,6 @@
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import net from 'node:net'
 import os from 'node:os'
 import { Command } from 'commander'
 import { UploadError } from '../errors.ts'
@@ -158,14 +160,13 @@ async function serve(host: Host, options: ServeOptions): Promise<void> {
   const handlers: UploadHandler[] = []
   for (const module of options.handler) handlers.push(await loadHandler(module))
   const settings = serverOptions(options, handlers, token, log)
+  const { host: address, port } = options
+  const doing = `cannot listen on ${address} port ${port}`
+  await creating(doing, probe(address, port))
   const server = await creating(`cannot use ${options.dir}`, createServer(settings))
   // Before anybody is told that it listens, and may end it.
   const stopped = untilSignal(host, server, options.grace, log)
-  const { host: address, port } = options
-  const url = await creating(
-    `cannot listen on ${address} port ${port}`,
-    server.listen({ host: address, port }),
-  ).catch(async error => {
+  const url = await creating(doing, server.listen({ host: address, port })).catch(async error => {
     await server.shutdown()
     throw error
   })
@@ -218,6 +219,17 @@ function serverOptions(
     publicNames: [...options.publicName, os.hostname(), `${os.hostname()}.local`],
     log,
   }
+}
+
+/**
+ * Listens for a moment. Without an address to serve at no folder is made, and nothing recovered; and
+ * it cannot be kept until those are there, as clients would be let in to nobody.
+ */
+async function probe(host: string, port: number): Promise<void> {
+  const server = net.createServer(socket => socket.destroy()).listen(port, host)
+  await once(server, 'listening')
+  server.close()
+  await once(server, 'close')
 }
 
 /** What stands in the way of serving, as one error that says what was being done. */
