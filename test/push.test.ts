@@ -337,12 +337,20 @@ test('exit codes and output of the binary', async t => {
     string,
     string,
   ]
+  const empty = join(folder, 'empty')
+  await writeFile(empty, '')
   await writeFile(small, 'hello')
   await writeFile(large, randomFile(3_000_000))
   await mkdir(locked)
   const token = ['--url', url, '--token', 'secret']
   const cases: [string[], number, RegExp][] = [
     [[small, ...token], 0, /^$|uploading/],
+    [[empty, ...token], 6, new RegExp(`^uploadr: ${empty}: file: The submitted file is empty\\.$`, 'm')],
+    [
+      [small, '--url', `${url}nothing`, '--token', 'secret'],
+      6,
+      new RegExp(`^uploadr: ${url}nothing/: there is nothing at /nothing/$`, 'm'),
+    ],
     [[small, '--url', url], 5, /this server asks for a token/],
     [[small, '--url', url, '--token', 'wrong'], 5, /the token is wrong/],
     [[large, ...token], 6, /larger than 1.91 MiB \(2000000 bytes\)/],

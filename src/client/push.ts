@@ -361,7 +361,9 @@ function refusal(
   const problem = parseJson(text) as Partial<Problem> | undefined
   const detail = typeof problem?.detail === 'string' ? problem.detail : `the server answered HTTP ${status}`
   const code = typeof problem?.code === 'string' ? problem.code : ''
-  return UploadError.fromServer(status, code, detail, problem?.errors)
+  // Which server was asked is half of what may be wrong, and its own words know only the path.
+  const where = status === 404 ? `${base.origin}${base.pathname}: ` : ''
+  return UploadError.fromServer(status, code, where + detail, problem?.errors)
 }
 
 function parseReceipt(text: string): Receipt | undefined {

@@ -69,7 +69,8 @@ async function pushAll(host: Host, files: readonly string[], options: PushComman
         const error = UploadError.from(thrown)
         failures.push(error)
         if (options.json) host.stdout.write(`${jsonFailure(file, error)}\n`)
-        if (stop.signal.aborted || files.length === 1) throw error
+        if (stop.signal.aborted) throw error
+        if (files.length === 1) throw naming(file, error)
         // What is wrong with a local file names it already.
         const about = error.code === 'local_file' ? '' : `${printable(file)}: `
         host.stderr.write(`uploadr: ${about}${printable(error.message)}\n`)
@@ -86,6 +87,12 @@ async function pushAll(host: Host, files: readonly string[], options: PushComman
   if (failures.length === files.length && failures.every(({ exitCode }) => exitCode === first.exitCode))
     throw first
   throw new UploadError('some_failed', `${failures.length} of ${files.length} files were not stored`)
+}
+
+/** What a server says of a form names fields, and no file. */
+function naming(file: string, error: UploadError): UploadError {
+  if (error.code !== 'invalid_form') return error
+  return new UploadError('invalid_form', `${file}: ${error.message}`, { cause: error })
 }
 
 function checkUsage(files: readonly string[], options: PushCommandOptions): void {
