@@ -257,6 +257,86 @@ test('a handler that never settles holds its own upload, nobody else, and not th
   assert.deepEqual(await temporaryFiles({ dir }), [])
 })
 
+test('handlers that never settle: once the grace is over they are given up, and named', async t => {
+  const module = join(await tempDir(t), 'hangs.mjs')
+  await writeFile(
+    module,
+    `
+    const never = new Promise(() => {})
+    const at = place => ({ id }) => {
+      if (id !== place) return
+      console.error(JSON.stringify({ event: 'hangs', id }))
+      return never
+    }
+    export default {
+      name: 'hangs',
+      begin: at('begin'),
+      async open(file, next, upload) {
+        await at('open')(upload)
+        const sink = await next(file)
+        return {
+          write: chunk => (upload.received > 200_000 && at('write')(upload)) || sink.write(chunk),
+          close: async () => (await at('close')(upload), sink.close()),
+          abort: async reason => (await at('abort')(upload), sink.abort(reason)),
+        }
+      },
+      complete: at('complete'),
+      published: at('published'),
+      interrupt: at('interrupt'),
+    }`,
+  )
+  const server = await serve(t, ['--handler', module, '--grace', '0', '--memory-max', '0', '--log', 'json'])
+  const { url, dir, child, exited, stderr } = server
+  const form = multipart([TITLE, file(randomFile(300_000))])
+  const untitled = multipart([file(randomFile(300_000))])
+  // The last two hang when their outcome is known.
+  const places: Record<string, { form: Buffer; status: number; abandoned: boolean }> = {
+    begin: { form, status: 503, abandoned: true },
+    open: { form, status: 503, abandoned: true },
+    write: { form, status: 503, abandoned: true },
+    close: { form, status: 503, abandoned: true },
+    abort: { form: form.subarray(0, -100), status: 503, abandoned: true },
+    complete: { form, status: 503, abandoned: true },
+    interrupt: { form: untitled, status: 422, abandoned: true },
+    published: { form, status: 201, abandoned: false },
+  }
+  const answers = Object.entries(places).map(([id, { form: body }]) => {
+    const socket = connect(url)
+    const announced = id === 'abort' ? form.length : body.length
+    socket.write(
+      `POST / HTTP/1.1\r\nHost: localhost\r\nX-Progress-ID: ${id}\r\nContent-Length: ${announced}\r\n` +
+        'Connection: close\r\nContent-Type: multipart/form-data; boundary=BOUNDARY\r\n\r\n',
+    )
+    socket.write(body)
+    return readAnswer(socket)
+  })
+  const logged = (name: string): string[] => {
+    const entries = Array.from(stderr().matchAll(/.*\n/g), ([line]) => JSON.parse(line))
+    return entries.filter(({ event }) => event === name).map(({ id }) => id)
+  }
+  // All but the one that is to be aborted first.
+  await until(
+    () => logged('hangs').length,
+    count => count === answers.length - 1,
+  )
+  await until(
+    () => getProgress(url, 'abort'),
+    progress => progress.state === 'uploading' && progress.received === form.length - 100,
+  )
+  child.kill('SIGTERM')
+  assert.deepEqual(
+    (await Promise.all(answers)).map(({ status }) => status),
+    Object.values(places).map(({ status }) => status),
+  )
+  assert.equal(await exited, 0, stderr())
+  const named = Object.keys(places).filter(id => places[id]?.abandoned)
+  assert.deepEqual(logged('abandoned an upload').sort(), named.sort())
+  // What was stored before the end is stored, and nothing of the others is left.
+  assert.deepEqual(await published(dir), ['a.bin'])
+  assert.equal((await records(dir)).length, 1)
+  assert.deepEqual(await temporaryFiles({ dir }), [])
+})
+
 test('memory pressure: large, many and never-ending things in a small heap', async t => {
   const script =
     'exec "$1" --max-old-space-size=48 "$2" serve --port 0 --no-fsync --idle-timeout 2s --memory-total 8mib --dir "$3"'

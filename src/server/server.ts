@@ -10,7 +10,7 @@ import { DEFAULT_LIMITS, type Limits, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
 import type { ProgressStore } from '../progress/store.ts'
-import { DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
+import { type Awaitable, DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
 import { hiddenFolder, LocalStorage } from '../storage/local.ts'
 import type { OnConflict, StagedFile, Storage } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
@@ -80,6 +80,8 @@ export interface ServerOptions {
 
 /** How long an answer may wait for its reader, in milliseconds. */
 const UNREAD_MS = 60_000
+/** How long handlers may take to let go of an upload that the end of the grace has ended, in milliseconds. */
+const LET_GO_MS = 5000
 /** After the last upload has ended, how long answers may take to reach their clients. */
 const FLUSH_MS = 1000
 
@@ -125,6 +127,15 @@ interface Incoming {
   /** What is left to check of the form's token once its fields are there. */
   checkCsrf: ((fields: Fields) => void) | undefined
   sendContinue: (() => void) | undefined
+  /** Rejects once the server waits for handlers no longer. */
+  abandoned: Promise<never>
+  /** The storage has the files: they are not taken back any more. */
+  publishing: boolean
+}
+
+interface Running {
+  incoming: Incoming
+  abandon(reason: UploadError): void
 }
 
 /** The HTTP server: routes, answers and the life of it. Made by `createServer`. */
@@ -142,7 +153,7 @@ export class UploadServer {
   readonly #chain: Required<UploadHandler>
   readonly #http: http.Server
   /** Running uploads, each by the promise of its end. */
-  readonly #running = new Map<Promise<void>, RequestUpload>()
+  readonly #running = new Map<Promise<void>, Running>()
   readonly #fieldMemory: FieldMemory
   /** The last answer of every connection, given or still to come. */
   readonly #answers = new WeakMap<net.Socket, ServerResponse>()
@@ -225,6 +236,7 @@ export class UploadServer {
   /**
    * Stops accepting, lets running uploads finish for `grace` milliseconds, refuses the rest with 503,
    * and closes everything. Progress stays readable on open connections until the last upload ended.
+   * Handlers are not waited for longer than another 5 seconds; the log names the uploads they kept.
    */
   async shutdown({ grace = 0 } = {}): Promise<void> {
     this.#draining = true
@@ -232,12 +244,14 @@ export class UploadServer {
       // Of net, not http: that one also closes the idle connections on which clients poll their progress.
       net.Server.prototype.close.call(this.#http, () => resolve())
     })
-    const patience = new AbortController()
-    const uploads = Promise.all(this.#running.keys())
-    await Promise.race([uploads, delay(grace, undefined, { signal: patience.signal }).catch(() => {})])
-    patience.abort()
-    for (const upload of this.#running.values()) {
-      upload.abort(new UploadError('shutting_down', 'the server is shutting down'))
+    const reason = new UploadError('shutting_down', 'the server is shutting down')
+    await this.#uploadsEnd(grace)
+    for (const { incoming } of this.#running.values()) incoming.upload.abort(reason)
+    await this.#uploadsEnd(LET_GO_MS)
+    for (const { incoming, abandon } of this.#running.values()) {
+      const { id, from, received } = incoming.upload
+      if (!incoming.publishing) this.#log.warn('abandoned an upload', { id, from, received })
+      abandon(reason)
     }
     await Promise.all(this.#running.keys())
     await this.#events.close()
@@ -248,6 +262,14 @@ export class UploadServer {
     await this.#progress.close?.()
     await this.#storage.close?.()
     await this.#workspace.remove()
+  }
+
+  /** Resolves when no upload runs any more, or after so many milliseconds. */
+  async #uploadsEnd(ms: number): Promise<void> {
+    const patience = new AbortController()
+    const over = delay(ms, undefined, { signal: patience.signal }).catch(noop)
+    await Promise.race([Promise.all(this.#running.keys()), over])
+    patience.abort()
   }
 
   /** Ends at once, for a process that exits next: temporary files are removed, publications left to recovery. */
@@ -325,7 +347,14 @@ export class UploadServer {
     const checkCsrf = checkPost(req, this.#names)
     const upload = new RequestUpload(req, progressIdOf(req, query) ?? randomUUID())
     noted.upload = upload
-    const work = this.#upload({ req, upload, noted, checkCsrf, sendContinue }).then(
+    let abandon: Running['abandon'] = noop
+    const abandoned = new Promise<never>((_, reject) => {
+      abandon = reject
+    })
+    // It may come when nobody listens.
+    abandoned.catch(noop)
+    const incoming = { req, upload, noted, checkCsrf, sendContinue, abandoned, publishing: false }
+    const work = this.#upload(incoming).then(
       receipt => {
         this.#totals.stored++
         noted.fields['files'] = receipt.files.length
@@ -342,17 +371,21 @@ export class UploadServer {
       this.#running.delete(running)
       this.#totals.received += upload.received
     })
-    this.#running.set(running, upload)
+    this.#running.set(running, { incoming, abandon })
     return work
   }
 
   async #upload(incoming: Incoming): Promise<Receipt> {
-    const { req, upload, noted, checkCsrf, sendContinue } = incoming
+    const { req, upload, noted, checkCsrf, sendContinue, abandoned } = incoming
     const storage = this.#storage
+    // Handlers may never settle; the storage does, and what it has begun is not to be cut in two.
+    const unlessAbandoned = <T>(work: Awaitable<T>) => Promise.race([work, abandoned])
+    // A file that cannot be released keeps nobody from hearing how the upload ended.
+    const release = () => unlessAbandoned(discard(staged)).catch(noop)
     let staged: readonly StagedFile[] = []
     let receipt: Receipt
     try {
-      const { fields, files } = await receive(req, upload, {
+      const receiving = receive(req, upload, {
         chain: this.#chain,
         limits: this.#limits,
         fieldMemory: this.#fieldMemory,
@@ -364,23 +397,25 @@ export class UploadServer {
           return storage.accepts?.(name)
         },
       })
+      const { fields, files } = await unlessAbandoned(receiving)
       staged = files
       noted.form = fields
       // Where there was no file to check it at.
       checkCsrf?.(fields)
       const title = checkForm(fields, files, { titleRequired: this.#options.titleRequired ?? true })
-      await this.#chain.complete(upload, files)
+      await unlessAbandoned(this.#chain.complete(upload, files))
+      incoming.publishing = true
       const { id, time, from } = upload
       receipt = { id, title, files: await storage.publish({ id, title, time, from }, files) }
     } catch (thrown) {
       const error = UploadError.from(thrown, 'handler_failed', 'completing the upload')
-      await discard(staged)
-      await this.#chain.interrupt(upload, error)
+      await release()
+      await unlessAbandoned(this.#chain.interrupt(upload, error)).catch(noop)
       throw error
     }
-    await discard(staged)
+    await release()
     try {
-      await this.#chain.published(upload, receipt.files)
+      await unlessAbandoned(this.#chain.published(upload, receipt.files))
     } catch (error) {
       // The files are stored; that a handler cannot take the news changes nothing for the client.
       this.#log.error('a handler failed after the upload was stored', {
