@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { rm, writeFile } from 'node:fs/promises'
+import { readdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { type TestContext, test } from 'node:test'
@@ -112,11 +112,16 @@ async function serveFromShell(
   return { url: String(url), dir, pid: child.pid as number, stderr: () => stderr }
 }
 
+async function descriptors(pid: number): Promise<number> {
+  return (await readdir(`/proc/${pid}/fd`)).length
+}
+
 test('EMFILE: no descriptor left, and again some', async t => {
   // What node itself has open, and the worker, is about 25.
   const script = 'ulimit -n 44; exec "$1" "$2" serve --port 0 --no-fsync --memory-max 0 --dir "$3"'
-  const { url, dir } = await serveFromShell(t, script)
+  const { url, dir, pid } = await serveFromShell(t, script)
   await assertServes(url, dir)
+  const before = await descriptors(pid)
   await t.test('a form of more files than can be open', async () => {
     const files = Array.from({ length: 60 }, (_, i) => file(SMALL, `${i}`))
     const { status, json } = await post(url, multipart([TITLE, ...files]))
@@ -130,6 +135,15 @@ test('EMFILE: no descriptor left, and again some', async t => {
     const sockets = Array.from({ length: 100 }, () => connect(url))
     await Promise.all(sockets.map(socket => once(socket, 'connect')))
     for (const socket of sockets) socket.destroy()
+    // It hears one after the other that they are gone, and until then may have to turn others away.
+    await until(
+      async () => (await post(url, Buffer.from('no form'))).status,
+      status => status === 400,
+    )
+    await until(
+      () => descriptors(pid),
+      count => count <= before,
+    )
     await assertServes(url, dir)
   })
 })
