@@ -21,7 +21,9 @@ const GATHER_MAX = 512 * 1024
 const GATHER_MIN = 128 * 1024
 const GATHER_TOTAL = 16 * 1024 * 1024
 /** Data is synced in the background every so many bytes, so that the last sync finds little left to do. */
-const SYNC_EVERY = 64 * 1024 * 1024
+const SYNC_EVERY = 16 * 1024 * 1024
+/** And the digest's thread is told of what was written every so many. */
+const FOLLOW_EVERY = 1024 * 1024
 const EMPTY = Buffer.alloc(0)
 
 /** What all files of one handler share. */
@@ -69,6 +71,7 @@ class DiskSink implements FileSink {
   #work: Promise<void> | undefined
   #failure: Error | undefined
   #following: Following | undefined
+  #followedTo = 0
   #syncedTo = 0
   #sync: Promise<void> | undefined
 
@@ -177,7 +180,7 @@ class DiskSink implements FileSink {
       for (let done = 0; done < bytes.length; )
         done += await write(this.#fd, bytes, done, this.#written + done)
       this.#written += bytes.length
-      if (this.#shared.hashing && this.#written > HASH_INLINE_MAX) this.#follow().advance(this.#written)
+      this.#followInBackground()
       this.#syncInBackground()
     })
   }
@@ -195,6 +198,12 @@ class DiskSink implements FileSink {
   #follow(): Following {
     this.#following ??= this.#shared.digester.follow(this.#fd)
     return this.#following
+  }
+
+  #followInBackground(): void {
+    if (!this.#shared.hashing || this.#written - this.#followedTo < FOLLOW_EVERY) return
+    this.#followedTo = this.#written
+    this.#follow().advance(this.#written)
   }
 
   #syncInBackground(): void {
