@@ -136,11 +136,15 @@ const DIRECT_MIN = 4 * 1024 * 1024
 /** A body read directly fills blocks of this size; smaller ones where many are read at once. */
 const BLOCK_MAX = 1024 * 1024
 const BLOCK_MIN = 64 * 1024
-const BLOCKS_TOTAL = 32 * 1024 * 1024
+const BLOCKS_TOTAL = 128 * 1024 * 1024
 /** A block with less room than this is full: small reads cost as much as large ones. */
 const ROOM_MIN = 32 * 1024
 /** Full blocks that wait to be taken before no more is read. */
 const WAITING_MAX = 1
+/** So many bytes are given at once, whether or not their block is full. */
+const WORTHWHILE = 256 * 1024
+/** How long, in milliseconds, a block may fill before it is given as it is. */
+const FILL_MS = 10
 /** Where bytes go that nobody wants. */
 const waste = Buffer.allocUnsafeSlow(BLOCK_MIN)
 
@@ -171,6 +175,9 @@ class DirectBody extends Body {
   readonly #freeBlocks: Buffer[] = []
   /** A full block whose last bytes are being taken. */
   #leaving: Buffer | undefined
+  /** Runs while there are bytes in a block that is not full; when it is over they are given. */
+  #filling: NodeJS.Timeout | undefined
+  #isDue = false
   #stopped = false
   #dropped: { heard: (bytes: number) => void; ended: () => void } | undefined
 
@@ -223,6 +230,7 @@ class DirectBody extends Body {
 
   protected stop(): void {
     this.#stopped = true
+    clearTimeout(this.#filling)
     this.#socket.pause()
   }
 
@@ -267,7 +275,7 @@ class DirectBody extends Body {
 
   #pump(): void {
     while (!this.waiting && !this.#stopped) {
-      const chunk = this.#next()
+      const chunk = this.#nextBlock() ?? this.#nextOfBlock()
       if (!chunk) {
         if (this.#left === 0) this.end()
         return
@@ -277,16 +285,30 @@ class DirectBody extends Body {
     }
   }
 
-  #next(): Buffer | undefined {
+  #nextBlock(): Buffer | undefined {
     const waiting = this.#waitingBlocks.shift()
-    if (waiting) {
-      this.#leaving = waiting.block
-      return waiting.rest
+    this.#leaving = waiting?.block
+    return waiting?.rest
+  }
+
+  /** What is in the block that is being filled, where it is the end or has waited long enough to become more. */
+  #nextOfBlock(): Buffer | undefined {
+    const bytes = this.#filled - this.#given
+    if (bytes === 0) return undefined
+    if (bytes < WORTHWHILE && this.#left > 0 && !this.#isDue) {
+      this.#filling ??= setTimeout(this.#due, FILL_MS)
+      return undefined
     }
-    if (this.#given === this.#filled) return undefined
+    this.#isDue = false
     const chunk = this.#block.subarray(this.#given, this.#filled)
     this.#given = this.#filled
     return chunk
+  }
+
+  readonly #due = (): void => {
+    this.#filling = undefined
+    this.#isDue = true
+    this.#pump()
   }
 
   #free(): void {
