@@ -1,3 +1,4 @@
+import { setFlagsFromString } from 'node:v8'
 import { Command } from 'commander'
 import { type PushResult, push } from '../client/push.ts'
 import { openFile, type Source, streamSource } from '../client/source.ts'
@@ -46,6 +47,8 @@ export function pushCommand(host: Host): Command {
       option('--timeout <time>', 'longest silence of the server, 0 for any', duration).default(60_000, '1m'),
     )
     .action(async (files: string[], _, command: Command) => {
+      // node ends only when V8 has optimised undici's WebAssembly, a parser of a few answers: 150 ms for nothing.
+      setFlagsFromString('--liftoff-only')
       readFlags(command, host.env)
       await pushAll(host, files, command.opts<PushCommandOptions>())
     })
