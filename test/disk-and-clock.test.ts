@@ -92,18 +92,18 @@ async function begin({ url }: Served, id: string, form: Buffer, bytes: number): 
 
 /** Where the disk fails, what it fails for, and the code that the client is told. */
 const BROKEN: Record<string, { fault: string; form: Buffer; code: string }> = {
-  'the temporary file, opened': { fault: 'open */tmp/*', form: LARGE_FORM, code: 'handler_failed' },
-  'the temporary file, written': { fault: 'write */tmp/*', form: LARGE_FORM, code: 'handler_failed' },
+  'the temporary file, opened': { fault: 'open */tmp/*', form: LARGE_FORM, code: 'storage_failed' },
+  'the temporary file, written': { fault: 'write */tmp/*', form: LARGE_FORM, code: 'storage_failed' },
   'the temporary file, read for its digest': {
     fault: 'read */tmp/*',
     form: LARGE_FORM,
-    code: 'handler_failed',
+    code: 'storage_failed',
   },
-  'the temporary file, synced': { fault: 'fdatasync */tmp/*', form: LARGE_FORM, code: 'handler_failed' },
+  'the temporary file, synced': { fault: 'fdatasync */tmp/*', form: LARGE_FORM, code: 'storage_failed' },
   'the temporary file, synced while more of it comes': {
     fault: 'fdatasync */tmp/*',
     form: multipart([TITLE, file(Buffer.alloc(70 * MIB))]),
-    code: 'handler_failed',
+    code: 'storage_failed',
   },
   'its way into the staging folder': {
     fault: 'rename */tmp/*>*/staging/*',
@@ -165,10 +165,10 @@ test('EIO: a disk that cannot be written, read or synced', async t => {
     socket.write(LARGE_FORM.subarray(10 * MIB))
     assert.equal((await answer).status, 500)
     const progress = await getProgress(url, 'half')
-    assert.deepEqual(progress.state === 'error' && [progress.status, progress.code], [500, 'handler_failed'])
+    assert.deepEqual(progress.state === 'error' && [progress.status, progress.code], [500, 'storage_failed'])
     const push = uploadr(t, ['push', path, '--url', url])
     assert.equal(await push.exited, 9)
-    assert.match(push.stderr(), /^uploadr: receiving large\.bin: EIO$/m)
+    assert.match(push.stderr(), /^uploadr: writing large\.bin: EIO$/m)
     assert.deepEqual(await temporaryFiles({ dir }), [])
   })
   await disk.set()

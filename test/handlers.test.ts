@@ -88,7 +88,7 @@ test('disk: a folder that is not there fails the write or the close, and close c
       await sink.write(Buffer.from('x'))
       await sink.close()
     },
-    { code: 'ENOENT' },
+    { code: 'storage_failed', message: 'writing a: ENOENT' },
   )
 })
 

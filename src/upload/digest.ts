@@ -24,6 +24,8 @@ export interface DigestReply {
   id: number
   sha256?: string
   error?: string
+  /** The error's errno name, where it has one. */
+  code?: string
 }
 
 /** Follows one growing file. After `finish` or `cancel` has settled its descriptor may be closed. */
@@ -73,12 +75,12 @@ export class Digester {
     // Without this process's flags: `node -e` has some that no worker starts with.
     const worker = new Worker(new URL('./digest-worker.js', import.meta.url), { execArgv: [] })
     worker.unref()
-    worker.on('message', ({ id, sha256, error }: DigestReply) => {
+    worker.on('message', ({ id, sha256, error, code }: DigestReply) => {
       const waiting = this.#waiting.get(id)
       this.#waiting.delete(id)
       if (this.#waiting.size === 0) worker.unref()
       if (error === undefined) waiting?.resolve(sha256 ?? '')
-      else waiting?.reject(new Error(error))
+      else waiting?.reject(Object.assign(new Error(error), code !== undefined && { code }))
     })
     worker.on('error', noop)
     worker.on('exit', () => {

@@ -1,6 +1,7 @@
 import fs from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { UploadError } from '../errors.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { Digester, type Following, HASH_INLINE_MAX, sha256 } from './digest.ts'
 import type { FileInfo, FileSink, UploadHandler } from './handler.ts'
@@ -111,7 +112,7 @@ class DiskSink implements FileSink {
       return new DiskFile(this.#file, this.#path, size, hashed.value, fsync)
     } catch (error) {
       await this.abort()
-      throw error
+      throw this.#failed(error)
     }
   }
 
@@ -188,7 +189,7 @@ class DiskSink implements FileSink {
   #do(work: () => Promise<void>): void {
     this.#work = work()
       .catch(error => {
-        this.#failure ??= error
+        this.#failure ??= this.#failed(error)
       })
       .finally(() => {
         this.#work = undefined
@@ -216,12 +217,18 @@ class DiskSink implements FileSink {
       this.#sync = undefined
     })
     // The last sync reports what is wrong: an error is kept by the kernel until it was told once.
-    this.#sync.catch(error => (this.#failure ??= error))
+    this.#sync.catch(error => {
+      this.#failure ??= this.#failed(error)
+    })
   }
 
   async #finalSync(): Promise<void> {
     await this.#sync
     await datasync(this.#fd)
+  }
+
+  #failed(cause: unknown): UploadError {
+    return UploadError.from(cause, 'storage_failed', `writing ${this.#file.name}`)
   }
 
   async #closeDescriptor(): Promise<void> {
