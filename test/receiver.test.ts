@@ -1,6 +1,6 @@
 /** Bodies byte for byte over a real socket: what busboy loses, hides or hangs on must end in the right answer. */
 import assert from 'node:assert/strict'
-import { randomInt } from 'node:crypto'
+import { createHash, randomInt } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtemp, rm } from 'node:fs/promises'
 import os from 'node:os'
@@ -20,8 +20,10 @@ import {
   published,
   type RawAnswer,
   randomFile,
+  readAnswer,
   records,
   run,
+  sha256,
   startServer,
   type TestServer,
   TITLE,
@@ -934,5 +936,79 @@ test('a full disk is 507 and leaves nothing, under --tmp and under --dir', async
         await assertRefused(at, form, 'disk_full', { chunk: 65_536 })
       })
     }
+  }
+})
+
+test('a large body is read directly: its connection closes, that of a small one is kept', async t => {
+  const at = await startServer(t)
+  const form = (size: number) => multipart([TITLE, { ...FILE, body: randomFile(size) }])
+  // The ends of connections say it on every node: where its inside has changed this fails, and all still works.
+  for (const [size, connection] of [
+    [4 * 1024 * 1024, 'close'],
+    [3 * 1024 * 1024, 'keep-alive'],
+  ] as const) {
+    const { status, headers } = await post(at.url, form(size), { headers: { Connection: 'keep-alive' } })
+    assert.deepEqual([status, headers.get('connection')], [201, connection])
+  }
+})
+
+test('a chunk stays what it is until its write has settled, however slow the handler', async t => {
+  const seen: string[] = []
+  const slow: UploadHandler = {
+    name: 'slow',
+    async open(file, next) {
+      const inner = await next(file)
+      const hash = createHash('sha256')
+      let turns = 0
+      return tap(inner, {
+        async write(chunk) {
+          // Some of them long enough for every block to fill meanwhile, some not at all.
+          for (let i = turns++ % 40; i > 0; i--) await tick()
+          await inner.write(chunk)
+          hash.update(chunk)
+        },
+        async close() {
+          seen.push(hash.digest('hex'))
+          return inner.close()
+        },
+      })
+    },
+  }
+  for (const [way, options] of Object.entries(WAYS)) {
+    await t.test(way, async t => {
+      const at = await startServer(t, { ...options, handlers: [slow] })
+      const bodies = [11_000_000, 70_000, 5_000_001].map(randomFile)
+      const form = multipart([TITLE, ...bodies.map(body => ({ ...FILE, body }))])
+      for (const sending of [{}, { chunk: 100_000 }]) {
+        const files = await stored(at, form, sending)
+        assert.deepEqual(seen.splice(0), bodies.map(sha256))
+        for (const [i, file] of files.entries()) await assertStored(at.dir, file, bodies[i] as Buffer)
+      }
+    })
+  }
+})
+
+test('a client that closes its half after the body still gets the answer', async t => {
+  for (const [way, options] of Object.entries(WAYS)) {
+    await t.test(way, async t => {
+      let store = () => {}
+      const stored = new Promise<void>(resolve => (store = resolve))
+      const at = await startServer(t, { ...options, handlers: [{ name: 'late', complete: () => stored }] })
+      const form = multipart([TITLE, { ...FILE, body: randomFile(6_000_000) }])
+      const socket = connect(at.url)
+      const answer = readAnswer(socket)
+      const id = newId()
+      socket.write(
+        `POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=BOUNDARY\r\n` +
+          `X-Progress-ID: ${id}\r\nContent-Length: ${form.length}\r\n\r\n`,
+      )
+      socket.end(form)
+      await until(
+        () => getProgress(at.url, id),
+        progress => progress.state === 'uploading' && progress.phase === 'storing',
+      )
+      store()
+      assert.equal((await answer).status, 201)
+    })
   }
 })

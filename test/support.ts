@@ -156,7 +156,13 @@ export async function post(
       ? Buffer.concat([Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from('\r\n')])
       : piece
     if (!socket.write(sent)) {
-      await new Promise<void>(resolve => socket.once('drain', resolve).once('close', () => resolve()))
+      await new Promise<void>(resolve => {
+        const done = () => {
+          socket.off('drain', done).off('close', done)
+          resolve()
+        }
+        socket.on('drain', done).on('close', done)
+      })
     }
     // Each piece as a read of its own on the other side.
     if (chunk < body.length) await tick()

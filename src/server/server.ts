@@ -209,8 +209,10 @@ export class UploadServer {
       this.#log.warn('connection refused', { from, code: error.code })
     })
     this.#http.setTimeout(UNREAD_MS, (socket: net.Socket) => {
-      // Silence alone is the receiver's to judge; an answer that nobody reads is not kept.
-      if (socket.writableLength > 0) socket.destroy()
+      // Silence alone is the receiver's to judge. An answer that nobody reads is not kept, nor is a
+      // connection on which nothing followed the last one.
+      const isIdle = this.#answers.get(socket)?.writableFinished ?? false
+      if (socket.writableLength > 0 || isIdle) socket.destroy()
     })
     this.#http.on('request', (req, res) => void this.#handle(req, res))
     // The same, but the body is only sent once it is asked for.
