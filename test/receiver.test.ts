@@ -942,7 +942,7 @@ test('a full disk is 507 and leaves nothing, under --tmp and under --dir', async
 test('a large body is read directly: its connection closes, that of a small one is kept', async t => {
   const at = await startServer(t)
   const form = (size: number) => multipart([TITLE, { ...FILE, body: randomFile(size) }])
-  // The ends of connections say it on every node: where its inside has changed this fails, and all still works.
+  // Where node's inside has changed this fails, and all still works. It waits for the end of the one that is kept.
   for (const [size, connection] of [
     [4 * 1024 * 1024, 'close'],
     [3 * 1024 * 1024, 'keep-alive'],

@@ -163,11 +163,11 @@ const direct = new WeakMap<IncomingMessage, DirectBody>()
 class DirectBody extends Body {
   readonly #req: IncomingMessage
   readonly #socket: Socket
-  readonly #blockSize: number
+  #blockSize = 0
   /** Bytes that have not arrived. */
   #left: number
   /** The block that is being filled; up to where it is, and up to where that was given. */
-  #block: Buffer
+  #block: Buffer = waste
   #filled = 0
   #given = 0
   /** Full blocks in order, and the part of each that was not given. */
@@ -186,12 +186,6 @@ class DirectBody extends Body {
     this.#req = req
     this.#socket = req.socket
     this.#left = size
-    directBodies++
-    req.once('close', () => directBodies--)
-    const share = BLOCKS_TOTAL / 2 / directBodies
-    this.#blockSize = Math.max(BLOCK_MIN, Math.min(BLOCK_MAX, 2 ** Math.floor(Math.log2(share))))
-    this.#block = Buffer.allocUnsafeSlow(this.#blockSize)
-    direct.set(req, this)
   }
 
   get complete(): boolean {
@@ -205,12 +199,16 @@ class DirectBody extends Body {
   }
 
   protected start(): void {
+    directBodies++
+    this.#req.once('close', () => directBodies--)
+    const share = BLOCKS_TOTAL / 2 / directBodies
+    this.#blockSize = Math.max(BLOCK_MIN, Math.min(BLOCK_MAX, 2 ** Math.floor(Math.log2(share))))
     // Later: node's parser may be in the midst of a read of its own.
     setImmediate(() => {
       if (this.#stopped || this.#req.destroyed) return
-      // Short, and here already: then node's parser has gone on to what follows.
-      if (this.#req.complete) direct.delete(this.#req)
-      else readInto(this.#socket, { buffer: this.#room, callback: this.#onRead })
+      this.#block = Buffer.allocUnsafeSlow(this.#blockSize)
+      // A short one may be here already; then node's parser has gone on to what follows.
+      if (!this.#req.complete) this.#takeOver()
       // What came with the head. node 26 hands it out piece by piece.
       for (let early = this.#req.read() as Buffer | null; early; early = this.#req.read() as Buffer | null) {
         this.#left -= early.length
@@ -220,6 +218,11 @@ class DirectBody extends Body {
       this.#pump()
       this.#socket.resume()
     })
+  }
+
+  #takeOver(): void {
+    direct.set(this.#req, this)
+    readInto(this.#socket, { buffer: this.#room, callback: this.#onRead })
   }
 
   protected taken(): void {
