@@ -237,7 +237,9 @@ async function tryCase(at: TestServer, made: FuzzCase): Promise<string> {
     if (first?.status === 201) {
       assert.equal(reading.failed, false, 'stored, and the other parser says it is broken')
       assert.deepEqual(first.json.files.map((file: { sha256: string }) => file.sha256).sort(), digests(files))
-      assert.equal(first.json.title, reading.fields.get('title')?.trim())
+      // A charset with a blank before its `=` is none to busboy, and one to the other.
+      const hasOddCharset = /charset\s+=/i.test(made.body.toString('latin1'))
+      if (!hasOddCharset) assert.equal(first.json.title, reading.fields.get('title')?.trim())
     }
     // Left after its last byte: all of it or nothing.
     if (isLate) {
