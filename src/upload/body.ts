@@ -136,7 +136,7 @@ const DIRECT_MIN = 4 * 1024 * 1024
 /** A body read directly fills blocks of this size; smaller ones where many are read at once. */
 const BLOCK_MAX = 1024 * 1024
 const BLOCK_MIN = 64 * 1024
-const BLOCKS_TOTAL = 128 * 1024 * 1024
+const BLOCKS_TOTAL = 96 * 1024 * 1024
 /** A block with less room than this is full: small reads cost as much as large ones. */
 const ROOM_MIN = 32 * 1024
 /** Full blocks that wait to be taken before no more is read. */

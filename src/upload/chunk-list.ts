@@ -1,16 +1,24 @@
-/** Bytes that are copied together block by block, each block larger than the one before, up to this size. */
+/** Blocks grow from this size to that. */
 const BLOCK_MIN = 16 * 1024
 const BLOCK_MAX = 1024 * 1024
+/** A first block is made as large as what can come, up to this: most files in memory are one block then. */
+const FIRST_MAX = 96 * 1024
 
 /** Copies of chunks, in order: the chunks themselves are only lent, and may come byte by byte. */
 export class ChunkList {
   #full: Uint8Array[] = []
   #block: Buffer | undefined
   #used = 0
+  readonly #expected: number
+
+  /** `expected`: bytes that may come after the first chunk at most, where it is known. */
+  constructor(expected = 0) {
+    this.#expected = expected
+  }
 
   push(chunk: Uint8Array): void {
-    // The first chunk of a small file is often all of it, and so is its block.
-    this.#block ??= Buffer.allocUnsafeSlow(chunk.length)
+    const expected = chunk.length + this.#expected
+    this.#block ??= Buffer.allocUnsafeSlow(Math.max(chunk.length, Math.min(expected, FIRST_MAX)))
     const fits = Math.min(chunk.length, this.#block.length - this.#used)
     this.#block.set(fits < chunk.length ? chunk.subarray(0, fits) : chunk, this.#used)
     this.#used += fits
@@ -25,7 +33,11 @@ export class ChunkList {
   /** All of them; the list is empty afterwards. */
   take(): Uint8Array[] {
     const blocks = this.#full
-    if (this.#block) blocks.push(this.#block.subarray(0, this.#used))
+    // Much of a block that was not used is not kept for long either.
+    if (this.#block && this.#used > 0) {
+      const used = this.#block.subarray(0, this.#used)
+      blocks.push(2 * this.#used < this.#block.length ? Buffer.from(used) : used)
+    }
     this.#full = []
     this.#block = undefined
     this.#used = 0

@@ -28,7 +28,9 @@ export function memory(options: MemoryOptions = {}): UploadHandler {
     },
     open(file, next, upload) {
       if (upload.size === undefined) return new SpillingSink(file, next, upload, budget, hashing)
-      return budget.held(upload) > 0 ? new MemorySink(file, hashing) : next(file)
+      return budget.held(upload) > 0
+        ? new MemorySink(file, hashing, upload.size - upload.received)
+        : next(file)
     },
     published: upload => budget.release(upload),
     interrupt: upload => budget.release(upload),
@@ -70,9 +72,11 @@ class Budget {
 class MemorySink implements FileSink {
   readonly #file: FileInfo
   readonly #hashing: boolean
-  readonly #chunks = new ChunkList()
+  readonly #chunks: ChunkList
 
-  constructor(file: FileInfo, hashing: boolean) {
+  /** `expected`: bytes that may come at most. */
+  constructor(file: FileInfo, hashing: boolean, expected?: number) {
+    this.#chunks = new ChunkList(expected)
     this.#file = file
     this.#hashing = hashing
   }
@@ -82,7 +86,6 @@ class MemorySink implements FileSink {
   }
 
   async close(): Promise<StagedFile> {
-    // One buffer: the chunks are views of larger socket buffers, which this lets go.
     const chunks = this.#chunks.take()
     const bytes = chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks)
     return new MemoryFile(this.#file, bytes, this.#hashing ? await sha256(bytes) : undefined)
