@@ -382,6 +382,7 @@ function readInto(socket: Socket, onread: OnRead): void {
   const donor = new Socket({ onread } as SocketConstructorOpts) as unknown as Inside
   // What makes node's parser let go of the connection.
   socket.on('data', () => {})
-  for (const key of ONREAD_KEYS) inside[key] = donor[key] === true ? onread.buffer() : donor[key]
-  inside._handle?.useUserBuffer?.(onread.buffer())
+  const first = onread.buffer()
+  for (const key of ONREAD_KEYS) inside[key] = donor[key] === true ? first : donor[key]
+  inside._handle?.useUserBuffer?.(first)
 }

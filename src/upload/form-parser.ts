@@ -186,7 +186,8 @@ function wayIn(parser: Busboy): { delimiter: Buffer; take: OnPiece } {
   return { delimiter: _needle, take: _cb }
 }
 
-function malformed(detail: string, cause?: Error): UploadError {
+/** The error of a form that cannot be read. */
+export function malformed(detail: string, cause?: Error): UploadError {
   return new UploadError('malformed_body', detail, { cause })
 }
 

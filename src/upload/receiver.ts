@@ -6,7 +6,7 @@ import type { StagedFile } from '../storage/storage.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
 import { type Body, bodyOf, hasArrived } from './body.ts'
 import { cleanFileName } from './filename.ts'
-import { type FieldInfo, type FormListener, FormParser, type PartInfo } from './form-parser.ts'
+import { type FieldInfo, type FormListener, FormParser, malformed, type PartInfo } from './form-parser.ts'
 import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
 
 export type ReceiveLimits = Pick<
@@ -324,10 +324,6 @@ function checkLabel(what: string, label: string): void {
 
 function noHandler(file: FileInfo): never {
   throw new UploadError('handler_failed', `no upload handler took ${file.name}`)
-}
-
-function malformed(detail: string): UploadError {
-  return new UploadError('malformed_body', detail)
 }
 
 function bodyTooLarge(limit: number, size?: number): UploadError {
