@@ -4,6 +4,7 @@ import type { Limits } from '../limits.ts'
 import type { Awaitable } from '../protocol.ts'
 import { formatSize } from '../units.ts'
 import { DELIMITER, DelimiterSearch, type Piece } from './delimiter-search.ts'
+import { Turns } from './turns.ts'
 
 export type { FieldInfo, PartInfo }
 
@@ -29,6 +30,9 @@ const HEAD_END = Buffer.from('\r\n\r\n')
 const EMPTY = Buffer.alloc(0)
 /** busboy keeps every piece of a field's value as it comes: small ones are handed on together. */
 const FIELD_BLOCK = 4096
+/** So many parts of a form are taken apart as they come; those after them in turns with other forms. */
+const FREE_PARTS = 16
+const turns = new Turns()
 
 /**
  * Takes a multipart/form-data body apart. busboy knows heads and fields: parameters, charsets, names.
@@ -49,6 +53,7 @@ export class FormParser {
   /** What busboy made of the head in hand, or of the field that ended. */
   #file: { field: string | undefined; info: PartInfo } | undefined
   #told = false
+  #parts = 0
   #block: Buffer | undefined
   #gathered = 0
 
@@ -100,7 +105,8 @@ export class FormParser {
     this.#told = false
     this.#busboy(true, undefined, 0, 0)
     if (state === 'field' && !this.#told) throw malformed('a part could not be read')
-    if (state === 'file') return this.#listener.fileEnd()
+    const wait = state === 'file' ? this.#listener.fileEnd() : undefined
+    return wait ?? (++this.#parts > FREE_PARTS ? turns.spend() : undefined)
   }
 
   #data(piece: Buffer): Awaitable<void> {
