@@ -1,6 +1,7 @@
 import { readdir, stat, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UploadError } from '../errors.ts'
+import type { StoredFile } from '../protocol.ts'
 import { recordsFolder } from '../storage/local.ts'
 import { formatSize } from '../units.ts'
 import { type FileSink, tap, type Upload, type UploadHandler } from './handler.ts'
@@ -31,8 +32,8 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
   if (quota > 0 && dir !== undefined) gauges.push(new Quota(dir, quota))
   if (gauges.length === 0) return { name: 'space' }
 
-  const leave = (upload: Upload, recorded: number) => {
-    if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload, recorded)
+  const leave = (upload: Upload, files: readonly StoredFile[]) => {
+    if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload, files)
   }
   const check = async () => {
     for (const gauge of gauges) {
@@ -85,9 +86,8 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
       const inner = next(file)
       return inner instanceof Promise ? inner.then(sink => watched(sink, upload)) : watched(inner, upload)
     },
-    // The record repeats what is said of every file, and little else.
-    published: (upload, files) => leave(upload, Buffer.byteLength(JSON.stringify(files))),
-    interrupt: upload => leave(upload, 0),
+    published: leave,
+    interrupt: upload => leave(upload, []),
   }
 }
 
@@ -120,8 +120,8 @@ abstract class Gauge {
   protected abstract look(running: ReadonlySet<Upload>): Promise<void>
   /** Bytes that can be admitted beside what is running. */
   abstract room(running: ReadonlySet<Upload>): number
-  /** `recorded`: bytes of the record that was kept of it, about. */
-  abstract ended(upload: Upload, recorded: number): void
+  /** `files`: what was stored of it. */
+  abstract ended(upload: Upload, files: readonly StoredFile[]): void
   abstract refusal(wanted: number, room: number): UploadError
 }
 
@@ -188,8 +188,9 @@ class Quota extends Gauge {
     return this.#quota - this.#used - this.#endedSince - admitted
   }
 
-  ended({ received }: Upload, recorded: number): void {
-    this.#endedSince += received + recorded
+  ended({ received }: Upload, files: readonly StoredFile[]): void {
+    // The record repeats what is said of every file, and little else.
+    this.#endedSince += received + Buffer.byteLength(JSON.stringify(files))
   }
 
   refusal(wanted: number, room: number): UploadError {
