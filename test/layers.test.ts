@@ -31,7 +31,7 @@ const FOREIGN: Record<string, readonly string[]> = {
 
 /** Every package the product uses, and its one home. */
 const HOMES: Record<string, readonly string[]> = {
-  busboy: ['upload/form-parser.ts'],
+  busboy: ['upload/part-reader.ts'],
   undici: ['client'],
   'cli-progress': ['terminal'],
   ora: ['terminal'],

@@ -11,11 +11,19 @@ export interface MemoryProgressOptions {
   now?: () => number
 }
 
+interface Ended {
+  outcome: Outcome
+  at: number
+}
+
 /** Progress in this process's memory. */
 export class MemoryProgressStore implements ProgressStore {
   readonly #live = new Map<string, LiveUpload>()
   /** In the order in which they ended, so the oldest come first. */
-  readonly #ended = new Map<string, { outcome: Outcome; at: number }>()
+  readonly #ended = new Map<string, Ended>()
+  /** Stands behind the oldest that has been looked at: a map walks over all it has deleted to find its first. */
+  #walk = this.#ended.entries()
+  #oldest: [string, Ended] | undefined
   readonly #ttl: number
   readonly #max: number
   readonly #now: () => number
@@ -62,9 +70,19 @@ export class MemoryProgressStore implements ProgressStore {
   }
 
   #forget(): void {
-    for (const [id, { at }] of this.#ended) {
-      if (this.#now() - at <= this.#ttl && this.size <= this.#max) return
-      this.#ended.delete(id)
+    for (;;) {
+      this.#oldest ??= this.#walk.next().value
+      if (!this.#oldest) {
+        // A walk that has come to the end does not go on.
+        this.#walk = this.#ended.entries()
+        return
+      }
+      const [id, ended] = this.#oldest
+      if (this.#ended.get(id) === ended) {
+        if (this.#now() - ended.at <= this.#ttl && this.size <= this.#max) return
+        this.#ended.delete(id)
+      }
+      this.#oldest = undefined
     }
   }
 }

@@ -248,9 +248,8 @@ class Publication {
   }
 
   link(staged: string, target: string): void {
-    const ours = fs.lstatSync(staged)
-    linkNew(staged, target)
-    this.#undo.push(() => ifStill(ours, target, () => fs.unlinkSync(target)))
+    const moved = linkNew(staged, target) ? undefined : fs.lstatSync(target)
+    this.#undo.push(() => ifStill(moved ?? fs.lstatSync(staged), target, () => fs.unlinkSync(target)))
   }
 
   /** The old file keeps a second link until the upload is published, so that a failure can bring it back. */

@@ -1,9 +1,9 @@
-import busboy, { type Busboy, type FieldInfo, type FileInfo as PartInfo } from 'busboy'
 import { UploadError } from '../errors.ts'
 import type { Limits } from '../limits.ts'
 import type { Awaitable } from '../protocol.ts'
 import { formatSize } from '../units.ts'
 import { DELIMITER, DelimiterSearch, type Piece } from './delimiter-search.ts'
+import { type FieldInfo, type PartInfo, PartReader } from './part-reader.ts'
 import { Turns } from './turns.ts'
 
 export type { FieldInfo, PartInfo }
@@ -45,8 +45,7 @@ export class FormParser {
   readonly #listener: FormListener
   readonly #limits: FormLimits
   readonly #search: DelimiterSearch
-  /** busboy's own way in, behind its search for the delimiter: data, or a delimiter. */
-  readonly #busboy: (isDelimiter: boolean, data: Buffer | undefined, start: number, end: number) => void
+  readonly #reader: PartReader
   #state: 'preamble' | 'head' | 'file' | 'field' | 'epilogue' = 'preamble'
   /** What there is of a head whose end has not come. */
   #head: Buffer = EMPTY
@@ -61,19 +60,19 @@ export class FormParser {
   constructor(contentType: string, limits: FormLimits, listener: FormListener) {
     this.#limits = limits
     this.#listener = listener
-    const parser = createBusboy(contentType, limits.fieldBytes)
-    parser.on('error', cause => {
-      throw malformed('a part has a malformed header', cause as Error)
+    const { reader, delimiter } = openReader(contentType, {
+      file: (field, info) => {
+        this.#file = { field, info }
+      },
+      field: (name, value, info) => {
+        this.#told = true
+        listener.field(name, value, info)
+      },
+      unreadable: cause => {
+        throw malformed('a part has a malformed header', cause)
+      },
     })
-    parser.on('file', (field, _stream, info) => {
-      this.#file = { field, info }
-    })
-    parser.on('field', (name, value, info) => {
-      this.#told = true
-      listener.field(name, value, info)
-    })
-    const { delimiter, take } = wayIn(parser)
-    this.#busboy = (isDelimiter, data, start, end) => take(isDelimiter, data, start, end, false)
+    this.#reader = reader
     // The first delimiter may stand at the very beginning, without the line end before it.
     this.#search = new DelimiterSearch(delimiter, CRLF.length)
   }
@@ -103,7 +102,8 @@ export class FormParser {
     if (state === 'field') this.#handOn()
     this.#state = 'head'
     this.#told = false
-    this.#busboy(true, undefined, 0, 0)
+    // The reader stands behind the first one already.
+    if (state !== 'preamble') this.#reader.delimiter()
     if (state === 'field' && !this.#told) throw malformed('a part could not be read')
     const wait = state === 'file' ? this.#listener.fileEnd() : undefined
     return wait ?? (++this.#parts > FREE_PARTS ? turns.spend() : undefined)
@@ -126,7 +126,7 @@ export class FormParser {
     if (head.length >= 2 && !head.subarray(0, 2).equals(CRLF)) {
       if (!head.subarray(0, 2).equals(CLOSING)) throw malformed('a boundary is followed by something else')
       this.#state = 'epilogue'
-      return
+      return this.#reader.close()
     }
     const found = head.indexOf(HEAD_END, Math.max(0, before - HEAD_END.length + 1))
     const end = found < 0 ? head.length : found + HEAD_END.length
@@ -137,7 +137,7 @@ export class FormParser {
     }
     this.#head = EMPTY
     this.#file = undefined
-    this.#busboy(false, head, 0, end)
+    this.#reader.data(head, end)
     const rest = head.subarray(end)
     if (!this.#file) {
       this.#state = 'field'
@@ -153,7 +153,7 @@ export class FormParser {
   #fieldData(piece: Buffer): void {
     this.#listener.fieldData(piece.length)
     if (this.#gathered + piece.length > FIELD_BLOCK) this.#handOn()
-    if (piece.length > FIELD_BLOCK) return this.#busboy(false, piece, 0, piece.length)
+    if (piece.length > FIELD_BLOCK) return this.#reader.data(piece)
     this.#block ??= Buffer.allocUnsafeSlow(FIELD_BLOCK)
     this.#gathered += piece.copy(this.#block, this.#gathered)
   }
@@ -161,35 +161,16 @@ export class FormParser {
   #handOn(): void {
     const gathered = this.#gathered
     this.#gathered = 0
-    if (this.#block && gathered > 0) this.#busboy(false, this.#block, 0, gathered)
+    if (this.#block && gathered > 0) this.#reader.data(this.#block, gathered)
   }
 }
 
-function createBusboy(contentType: string, fieldBytes: number): Busboy {
+function openReader(...[contentType, listener]: Parameters<typeof PartReader.open>) {
   try {
-    return busboy({
-      headers: { 'content-type': contentType },
-      defParamCharset: 'utf8',
-      // Counted here instead: busboy's own limits skip in silence, or flag what is just within.
-      limits: { fieldSize: fieldBytes + 1 },
-    })
+    return PartReader.open(contentType, listener)
   } catch (cause) {
     throw malformed(`the Content-Type has no usable boundary: ${contentType.slice(0, 200)}`, cause as Error)
   }
-}
-
-type OnPiece = (
-  isDelimiter: boolean,
-  data: Buffer | undefined,
-  start: number,
-  end: number,
-  isSafe: boolean,
-) => void
-
-/** Where busboy's own search hands on what it finds. busboy 1.6.0 is final; a test fails if its inside ever changes. */
-function wayIn(parser: Busboy): { delimiter: Buffer; take: OnPiece } {
-  const { _needle, _cb } = (parser as unknown as { _bparser: { _needle: Buffer; _cb: OnPiece } })._bparser
-  return { delimiter: _needle, take: _cb }
 }
 
 /** The error of a form that cannot be read. */

@@ -8,6 +8,7 @@ import { type Body, bodyOf, hasArrived } from './body.ts'
 import { cleanFileName } from './filename.ts'
 import { type FieldInfo, type FormListener, FormParser, malformed, type PartInfo } from './form-parser.ts'
 import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
+import { every } from './ticks.ts'
 
 export type ReceiveLimits = Pick<
   Limits,
@@ -134,7 +135,7 @@ class Reception implements FormListener {
   #fieldsHeld = 0
   /** Of them, those of a field that is not whole yet. */
   #piecesHeld = 0
-  #idleCheck: NodeJS.Timeout | undefined
+  #stopWatching = noop
 
   constructor(req: IncomingMessage, upload: RequestUpload, options: ReceiveOptions) {
     this.#req = req
@@ -167,7 +168,7 @@ class Reception implements FormListener {
       await Promise.all(this.#staged.map(file => file?.discard()))
       throw error
     } finally {
-      clearInterval(this.#idleCheck)
+      this.#stopWatching()
       this.#options.fieldMemory.held -= this.#fieldsHeld
     }
   }
@@ -193,8 +194,7 @@ class Reception implements FormListener {
     if (value === undefined) throw malformed(`the field ${name} is in an unsupported charset`)
     checkEncoding(name, info.encoding)
     this.#fieldBytes += Buffer.byteLength(name) + Buffer.byteLength(value)
-    // What was cut at the limit may be within it once decoded: UTF-16 shrinks.
-    if (this.#fieldBytes > fieldBytes || info.valueTruncated) throw fieldsTooLarge(fieldBytes)
+    if (this.#fieldBytes > fieldBytes) throw fieldsTooLarge(fieldBytes)
     // The value takes the place of its pieces.
     this.#holdFields(Buffer.byteLength(value) - this.#piecesHeld)
     this.#piecesHeld = 0
@@ -307,7 +307,7 @@ class Reception implements FormListener {
         window = now
       }
     }
-    this.#idleCheck = setInterval(check, Math.max(10, idle / 8)).unref()
+    this.#stopWatching = every(Math.max(10, idle / 8), check)
   }
 }
 
