@@ -1,0 +1,113 @@
+/** One form after another through the same busboy: none may show in the next. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { FormParser } from '../src/upload/form-parser.ts'
+import { multipart } from './support.ts'
+
+/** What a form says: fields and files, as they are told of; the last line of one that is refused is its error. */
+async function told(body: Buffer, contentType: string): Promise<string[]> {
+  const lines: string[] = []
+  const limits = { partHead: 16_384, fieldBytes: 1_000_000 }
+  const parser = new FormParser(contentType, limits, {
+    file: (field, { filename, mimeType, encoding }) =>
+      void lines.push(`file ${field} ${filename} ${mimeType} ${encoding}`),
+    fileData: bytes => void lines.push(`data ${bytes.toString('latin1')}`),
+    fileEnd: () => void lines.push('end'),
+    fieldData: () => {},
+    field: (name, value, { mimeType, encoding, valueTruncated }) =>
+      void lines.push(`field ${name} ${value} ${mimeType} ${encoding} ${valueTruncated}`),
+  })
+  try {
+    await parser.write(body)
+    parser.end()
+  } catch (error) {
+    lines.push(String(error))
+  }
+  return lines
+}
+
+const FILE = { name: 'file', filename: 'a.bin', type: 'image/png', body: 'bytes' }
+const PLAIN = 'multipart/form-data; boundary='
+
+/** Bodies and their types, each unlike the one before in whatever a reader could remember. */
+const FORMS: [body: Buffer, contentType: string][] = [
+  [multipart([{ name: 'title', body: 'one' }, FILE]), `${PLAIN}BOUNDARY`],
+  [multipart([{ name: 'title', body: 'x'.repeat(200_000) }], 'other'), `${PLAIN}other`],
+  [
+    multipart([
+      {
+        name: '',
+        headers: 'Content-Disposition: form-data; name="t"\r\nContent-Type: text/html; charset=latin1',
+        body: Buffer.from([0xe9]),
+      },
+    ]),
+    `${PLAIN}BOUNDARY`,
+  ],
+  [multipart([{ name: 'e', body: Buffer.from('é') }], '"q"'), 'multipart/form-data; boundary="\\"q\\""'],
+  [
+    multipart([
+      {
+        name: '',
+        headers:
+          'Content-Disposition: form-data; name="b"; filename="b"\r\nContent-Transfer-Encoding: binary',
+        body: '',
+      },
+    ]),
+    `${PLAIN}BOUNDARY`,
+  ],
+  // Refused: in the middle of a head, of a field, of a file; by what is no head; by a part without a name.
+  [Buffer.from('--BOUNDARY\r\nContent-Disposition: form-data; na'), `${PLAIN}BOUNDARY`],
+  [multipart([{ name: 'cut', body: 'value' }]).subarray(0, -20), `${PLAIN}BOUNDARY`],
+  [multipart([FILE]).subarray(0, -20), `${PLAIN}BOUNDARY`],
+  [multipart([{ name: '', headers: 'no head at all', body: '' }]), `${PLAIN}BOUNDARY`],
+  [multipart([{ name: '', headers: 'Content-Type: text/plain', body: 'x' }]), `${PLAIN}BOUNDARY`],
+  [multipart([]), `${PLAIN}BOUNDARY`],
+]
+
+test('a form is read the same whatever was read before it', async () => {
+  // Once each with a reader of its own: a boundary in quotes is never read by a used one.
+  const fresh = await Promise.all(
+    FORMS.map(([body, contentType]) => told(body, contentType.replace(/boundary=([^"]+)$/, 'boundary="$1"'))),
+  )
+  assert.match(
+    fresh[0]?.join('\n') ?? '',
+    /^field title one .*\nfile file a\.bin image\/png 7bit\ndata bytes\nend$/,
+  )
+  assert.match(fresh[2]?.[0] ?? '', /^field t é text\/html/)
+  for (const [i, lines] of fresh.entries())
+    assert.equal(/Error/.test(lines.join('\n')), i >= 5 && i < 10, `${i}`)
+  for (const first of FORMS) {
+    for (const [i, second] of FORMS.entries()) {
+      await told(...first)
+      assert.deepEqual(await told(...second), fresh[i])
+    }
+  }
+})
+
+test('forms that are read at once do not share a reader', async () => {
+  const forms = Array.from({ length: 200 }, (_, i) =>
+    multipart(
+      [
+        { name: 'n', body: String(i) },
+        { ...FILE, filename: `${i}` },
+      ],
+      `b${i}`,
+    ),
+  )
+  const all = await Promise.all(forms.map((form, i) => told(form, `${PLAIN}b${i}`)))
+  for (const [i, lines] of all.entries()) {
+    assert.deepEqual(lines, [
+      `field n ${i} text/plain 7bit false`,
+      `file file ${i} image/png 7bit`,
+      'data bytes',
+      'end',
+    ])
+  }
+})
+
+test('a reader has no limit to how often it is used', async () => {
+  for (let i = 0; i < 5000; i++) {
+    const lines = await told(multipart([{ name: 'n', body: `${i}` }, FILE, FILE]), `${PLAIN}BOUNDARY`)
+    assert.equal(lines.length, 7)
+  }
+})
