@@ -7,8 +7,9 @@ import { multipart } from './support.ts'
 /** What a form says: fields and files, as they are told of; the last line of one that is refused is its error. */
 async function told(body: Buffer, contentType: string): Promise<string[]> {
   const lines: string[] = []
-  const limits = { partHead: 16_384, fieldBytes: 1_000_000 }
+  const limits = { partHead: 16_384 }
   const parser = new FormParser(contentType, limits, {
+    isOver: false,
     file: (field, { filename, mimeType, encoding }) =>
       void lines.push(`file ${field} ${filename} ${mimeType} ${encoding}`),
     fileData: bytes => void lines.push(`data ${bytes.toString('latin1')}`),

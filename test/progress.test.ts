@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { type LiveUpload, MemoryProgressStore, type Outcome } from '../src/index.ts'
 import { progressContract } from './contracts/progress-contract.ts'
 
@@ -52,4 +54,23 @@ test('forgotten records are gone from memory, not only from sight', () => {
     now++
   }
   assert.ok(store.size <= 12, `${store.size} records are kept`)
+})
+
+test('ids used again and again leave nothing behind, while an older record is still remembered', () => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  const store = new MemoryProgressStore({ ttl: 1e12, max: 1000 })
+  store.end('remembered', done)
+  const use = () => {
+    for (let i = 0; i < 300_000; i++) {
+      store.begin(`${i % 3}`, live)
+      store.end(`${i % 3}`, done)
+    }
+    collect()
+    return process.memoryUsage().heapUsed
+  }
+  const before = use()
+  const grown = use() - before
+  assert.ok(grown < 4 * 1024 ** 2, `${grown} bytes more`)
+  assert.equal(store.get('remembered').state, 'done')
 })

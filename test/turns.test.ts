@@ -7,11 +7,14 @@ import { multipart } from './support.ts'
 /** A form of so many fields, and how many were read so far. */
 function form(fields: number) {
   const body = multipart(Array.from({ length: fields }, (_, i) => ({ name: `f${i}`, body: 'x' })))
-  const state = { read: 0, ended: false }
+  const state = { read: 0, ended: false, isOver: false }
   const parser = new FormParser(
     'multipart/form-data; boundary=BOUNDARY',
-    { partHead: 1000, fieldBytes: 1000 },
+    { partHead: 1000 },
     {
+      get isOver() {
+        return state.isOver
+      },
       file: () => assert.fail('no file'),
       fileData: () => assert.fail('no file'),
       fileEnd: () => assert.fail('no file'),
@@ -72,4 +75,15 @@ test('they wait in line: a smaller form does not wait for a large one to be done
     assert.ok(large.state.read < before, `${large.state.read} parts were before it`)
     await parsing
   }
+})
+
+test('a form that has failed while it waits is not read on', async () => {
+  const { state, parse } = form(10_000)
+  const parsed = parse()
+  await turn()
+  state.isOver = true
+  const before = state.read
+  // Its form is not at its end; that is what the error says.
+  await assert.rejects(parsed, { code: 'truncated_body' })
+  assert.equal(state.read, before)
 })

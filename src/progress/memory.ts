@@ -24,6 +24,8 @@ export class MemoryProgressStore implements ProgressStore {
   /** Stands behind the oldest that has been looked at: a map walks over all it has deleted to find its first. */
   #walk = this.#ended.entries()
   #oldest: [string, Ended] | undefined
+  /** Ids used again since the walk began. A walk that stands keeps all the tables alive that the map has outgrown. */
+  #reused = 0
   readonly #ttl: number
   readonly #max: number
   readonly #now: () => number
@@ -49,14 +51,14 @@ export class MemoryProgressStore implements ProgressStore {
     if (this.#live.size >= this.#max) {
       throw new UploadError('too_many_uploads', `${this.#max} uploads are running already`)
     }
-    this.#ended.delete(id)
+    this.#useAgain(id)
     this.#live.set(id, upload)
     this.#forget()
   }
 
   end(id: string, outcome: Outcome): void {
     this.#live.delete(id)
-    this.#ended.delete(id)
+    this.#useAgain(id)
     this.#ended.set(id, { outcome, at: this.#now() })
     this.#forget()
   }
@@ -67,6 +69,13 @@ export class MemoryProgressStore implements ProgressStore {
     const ended = this.#ended.get(id)
     if (ended && this.#now() - ended.at <= this.#ttl) return ended.outcome
     return { state: 'starting' }
+  }
+
+  #useAgain(id: string): void {
+    if (!this.#ended.delete(id) || ++this.#reused < this.#max) return
+    this.#reused = 0
+    this.#walk = this.#ended.entries()
+    this.#oldest = undefined
   }
 
   #forget(): void {

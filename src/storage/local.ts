@@ -248,7 +248,7 @@ class Publication {
   }
 
   link(staged: string, target: string): void {
-    const moved = linkNew(staged, target) ? undefined : fs.lstatSync(target)
+    const moved = linkNew(staged, target)
     this.#undo.push(() => ifStill(moved ?? fs.lstatSync(staged), target, () => fs.unlinkSync(target)))
   }
 

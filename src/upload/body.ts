@@ -45,6 +45,10 @@ export abstract class Body {
     return this.#waiting
   }
 
+  get hasFailed(): boolean {
+    return this.#failure !== undefined
+  }
+
   /** Begins to `give`, and goes on with it whenever it was told `taken`, until `stop`. */
   protected abstract start(): void
   protected abstract taken(): void

@@ -10,6 +10,8 @@ export type { FieldInfo, PartInfo }
 
 /** Told of a form part by part. What a method throws ends the parsing; a promise holds it back. */
 export interface FormListener {
+  /** Nobody wants to know any more: the rest of a chunk that was held back is not looked at. */
+  readonly isOver: boolean
   /** A file begins; its data comes in any number of pieces, then its end. */
   file(field: string | undefined, info: PartInfo): Awaitable<void>
   /** A view of the chunk that is being parsed: to be copied where it is kept. */
@@ -21,7 +23,7 @@ export interface FormListener {
   field(name: string | undefined, value: string | undefined, info: FieldInfo): void
 }
 
-export type FormLimits = Pick<Limits, 'partHead' | 'fieldBytes'>
+export type FormLimits = Pick<Limits, 'partHead'>
 
 const CRLF = Buffer.from('\r\n')
 /** What makes a delimiter the last one. */
@@ -91,7 +93,7 @@ export class FormParser {
   #take(pieces: Generator<Piece, void, void>): Awaitable<void> {
     for (let next = pieces.next(); !next.done; next = pieces.next()) {
       const wait = next.value === DELIMITER ? this.#delimiter() : this.#data(next.value)
-      if (wait) return wait.then(() => this.#take(pieces))
+      if (wait) return wait.then(() => (this.#listener.isOver ? undefined : this.#take(pieces)))
     }
   }
 
@@ -147,7 +149,9 @@ export class FormParser {
     const { field, info } = this.#file
     const wait = this.#listener.file(field, info)
     if (rest.length === 0) return wait
-    return wait ? wait.then(() => this.#listener.fileData(rest)) : this.#listener.fileData(rest)
+    return wait
+      ? wait.then(() => (this.#listener.isOver ? undefined : this.#listener.fileData(rest)))
+      : this.#listener.fileData(rest)
   }
 
   #fieldData(piece: Buffer): void {

@@ -184,6 +184,10 @@ class Reception implements FormListener {
     if (limits.idle > 0) this.#watchClient(limits)
   }
 
+  get isOver(): boolean {
+    return this.#body.hasFailed
+  }
+
   field(name: string | undefined, value: string | undefined, info: FieldInfo): void {
     const { fields, fieldBytes } = this.#options.limits
     if (++this.#fieldCount > fields) {
