@@ -298,7 +298,10 @@ export class UploadServer {
     } catch (thrown) {
       const error = UploadError.from(thrown)
       noted.fields['code'] = error.code
-      if (error.status >= 500) this.#log.error(error.message, { cause: describe(error.cause) })
+      // 503 says that there is too much to do, or an end to it: nothing is broken.
+      if (error.status >= 500 && error.status !== 503) {
+        this.#log.error(error.message, { cause: describe(error.cause) })
+      }
       const headers = {
         ...(error.status === 401 && { 'WWW-Authenticate': CHALLENGES }),
         ...((error.status === 429 || error.status === 503) && { 'Retry-After': '5' }),
