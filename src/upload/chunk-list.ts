@@ -23,11 +23,22 @@ export class ChunkList {
     this.#block.set(fits < chunk.length ? chunk.subarray(0, fits) : chunk, this.#used)
     this.#used += fits
     if (fits === chunk.length) return
-    const grown = Math.min(BLOCK_MAX, Math.max(BLOCK_MIN, 2 * this.#block.length))
-    this.#full.push(this.#block)
-    this.#block = Buffer.allocUnsafeSlow(Math.max(grown, chunk.length - fits))
-    this.#used = 0
+    this.#grow(chunk.length - fits)
     this.push(chunk.subarray(fits))
+  }
+
+  #grow(needed: number): void {
+    const block = this.#block as Buffer
+    // It has turned out to be large: one block for all that can come.
+    if (this.#full.length === 0 && block.length < this.#expected) {
+      this.#block = Buffer.allocUnsafeSlow(this.#expected + FIRST_MAX)
+      this.#block.set(block)
+      return
+    }
+    const grown = Math.min(BLOCK_MAX, Math.max(BLOCK_MIN, 2 * block.length))
+    this.#full.push(block)
+    this.#block = Buffer.allocUnsafeSlow(Math.max(grown, needed))
+    this.#used = 0
   }
 
   /** All of them; the list is empty afterwards. */
