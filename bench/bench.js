@@ -39,7 +39,7 @@ const QUICK = {
   rounds: '8',
 }
 
-const { values: given } = parseArgs({
+const given = parse({
   options: {
     ...Object.fromEntries(
       ['only', 'servers', 'mode', 'runs', 'passes', 'rounds', 'seconds', 'serve'].map(name => [
@@ -64,6 +64,15 @@ if (given.help) {
   )
 } else {
   await main({ ...(given.quick ? QUICK : {}), ...given })
+}
+
+function parse(config) {
+  try {
+    return parseArgs(config).values
+  } catch (error) {
+    process.stderr.write(`bench: ${error.message}; --help tells what there is\n`)
+    return process.exit(2)
+  }
 }
 
 async function main(options) {
