@@ -20,12 +20,9 @@ interface Ended {
 export class MemoryProgressStore implements ProgressStore {
   readonly #live = new Map<string, LiveUpload>()
   /** In the order in which they ended, so the oldest come first. */
-  readonly #ended = new Map<string, Ended>()
-  /** Stands behind the oldest that has been looked at: a map walks over all it has deleted to find its first. */
-  #walk = this.#ended.entries()
-  #oldest: [string, Ended] | undefined
-  /** Ids used again since the walk began. A walk that stands keeps all the tables alive that the map has outgrown. */
-  #reused = 0
+  #ended = new Map<string, Ended>()
+  /** Ended ones deleted since the map was made: it walks over all of them to find its first. */
+  #deleted = 0
   readonly #ttl: number
   readonly #max: number
   readonly #now: () => number
@@ -51,14 +48,14 @@ export class MemoryProgressStore implements ProgressStore {
     if (this.#live.size >= this.#max) {
       throw new UploadError('too_many_uploads', `${this.#max} uploads are running already`)
     }
-    this.#useAgain(id)
+    this.#delete(id)
     this.#live.set(id, upload)
     this.#forget()
   }
 
   end(id: string, outcome: Outcome): void {
     this.#live.delete(id)
-    this.#useAgain(id)
+    this.#delete(id)
     this.#ended.set(id, { outcome, at: this.#now() })
     this.#forget()
   }
@@ -71,27 +68,16 @@ export class MemoryProgressStore implements ProgressStore {
     return { state: 'starting' }
   }
 
-  #useAgain(id: string): void {
-    if (!this.#ended.delete(id) || ++this.#reused < this.#max) return
-    this.#reused = 0
-    this.#walk = this.#ended.entries()
-    this.#oldest = undefined
+  #forget(): void {
+    for (const [id, { at }] of this.#ended) {
+      if (this.#now() - at <= this.#ttl && this.size <= this.#max) return
+      this.#delete(id)
+    }
   }
 
-  #forget(): void {
-    for (;;) {
-      this.#oldest ??= this.#walk.next().value
-      if (!this.#oldest) {
-        // A walk that has come to the end does not go on.
-        this.#walk = this.#ended.entries()
-        return
-      }
-      const [id, ended] = this.#oldest
-      if (this.#ended.get(id) === ended) {
-        if (this.#now() - ended.at <= this.#ttl && this.size <= this.#max) return
-        this.#ended.delete(id)
-      }
-      this.#oldest = undefined
-    }
+  #delete(id: string): void {
+    if (!this.#ended.delete(id) || ++this.#deleted <= 64 + this.#ended.size / 8) return
+    this.#ended = new Map(this.#ended)
+    this.#deleted = 0
   }
 }

@@ -3,8 +3,8 @@ import { linkSync, lstatSync, renameSync, type Stats } from 'node:fs'
 const NO_HARD_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS'])
 
 /**
- * Gives a file its name; EEXIST, and nothing done, where the name is taken. The file keeps the old one,
- * too, where it can; where it cannot what it is is returned.
+ * Gives a file its name; EEXIST, and nothing done, where the name is taken. It keeps the old one, too;
+ * where the file system has no hard links it is moved, and the file's Stats are returned.
  */
 export function linkNew(file: string, target: string): Stats | undefined {
   try {

@@ -31,7 +31,7 @@ export class ChunkList {
     const block = this.#block as Buffer
     // It has turned out to be large: one block for all that can come.
     if (this.#full.length === 0 && block.length < this.#expected) {
-      this.#block = Buffer.allocUnsafeSlow(this.#expected + FIRST_MAX)
+      this.#block = Buffer.allocUnsafeSlow(this.#used + this.#expected)
       this.#block.set(block)
       return
     }

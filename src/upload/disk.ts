@@ -128,7 +128,7 @@ class DiskSink implements FileSink {
 
   /** Writes a chunk after all that came before it. */
   async #append(chunk: Uint8Array): Promise<void> {
-    if (this.#work || this.#gathered > 0) await this.#flush()
+    await this.#flush()
     this.#startWrite(chunk)
     await this.#idle()
   }

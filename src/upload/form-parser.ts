@@ -3,7 +3,7 @@ import type { Limits } from '../limits.ts'
 import type { Awaitable } from '../protocol.ts'
 import { formatSize } from '../units.ts'
 import { DELIMITER, DelimiterSearch, type Piece } from './delimiter-search.ts'
-import { type FieldInfo, type PartInfo, PartReader } from './part-reader.ts'
+import { type FieldInfo, type PartInfo, type PartListener, PartReader } from './part-reader.ts'
 import { Turns } from './turns.ts'
 
 export type { FieldInfo, PartInfo }
@@ -93,8 +93,13 @@ export class FormParser {
   #take(pieces: Generator<Piece, void, void>): Awaitable<void> {
     for (let next = pieces.next(); !next.done; next = pieces.next()) {
       const wait = next.value === DELIMITER ? this.#delimiter() : this.#data(next.value)
-      if (wait) return wait.then(() => (this.#listener.isOver ? undefined : this.#take(pieces)))
+      if (wait) return this.#after(wait, () => this.#take(pieces))
     }
+  }
+
+  /** Goes on once it is no longer held back, unless that came too late. */
+  #after(wait: Promise<void>, goOn: () => Awaitable<void>): Promise<void> {
+    return wait.then(() => (this.#listener.isOver ? undefined : goOn()))
   }
 
   #delimiter(): Awaitable<void> {
@@ -149,9 +154,7 @@ export class FormParser {
     const { field, info } = this.#file
     const wait = this.#listener.file(field, info)
     if (rest.length === 0) return wait
-    return wait
-      ? wait.then(() => (this.#listener.isOver ? undefined : this.#listener.fileData(rest)))
-      : this.#listener.fileData(rest)
+    return wait ? this.#after(wait, () => this.#listener.fileData(rest)) : this.#listener.fileData(rest)
   }
 
   #fieldData(piece: Buffer): void {
@@ -169,7 +172,7 @@ export class FormParser {
   }
 }
 
-function openReader(...[contentType, listener]: Parameters<typeof PartReader.open>) {
+function openReader(contentType: string, listener: PartListener) {
   try {
     return PartReader.open(contentType, listener)
   } catch (cause) {
