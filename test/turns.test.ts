@@ -53,6 +53,7 @@ test('what one of them spends, all have: a hundred forms take no more of a turn 
   const parsed = Promise.all(forms.map(({ parse }) => parse()))
   const read = () => forms.reduce((total, { state }) => total + state.read, 0)
   // The first parts of each, which wait for nothing, are read already.
+  assert.ok(read() < 5000, `${read()} parts at once`)
   for (let before = read(); before < 10_000; ) {
     await turn()
     const now = read()
