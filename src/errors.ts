@@ -36,11 +36,11 @@ const TABLE = {
   internal: { status: 500, exit: 9, title: 'Internal error' },
   handler_failed: { status: 500, exit: 9, title: 'An upload handler failed' },
   storage_failed: { status: 500, exit: 9, title: 'The upload could not be stored' },
-  shutting_down: { status: 503, exit: 9, title: 'The server is shutting down' },
+  shutting_down: { status: 503, exit: 4, title: 'The server is shutting down' },
   // 429 is about one client's doing (RFC 6585, 4), 503 about everybody's.
   too_many_uploads_of_client: { status: 429, exit: 4, title: 'Too many uploads of this client' },
-  too_many_connections: { status: 503, exit: 9, title: 'Too many connections' },
-  too_many_uploads: { status: 503, exit: 9, title: 'Too many uploads' },
+  too_many_connections: { status: 503, exit: 4, title: 'Too many connections' },
+  too_many_uploads: { status: 503, exit: 4, title: 'Too many uploads' },
   quota_exceeded: { status: 507, exit: 6, title: 'Quota exceeded' },
   // 507 is WebDAV's (RFC 4918, 11.5), and what people read as "disk full".
   disk_full: { status: 507, exit: 6, title: 'Not enough space' },
@@ -50,9 +50,18 @@ const TABLE = {
   unreachable: { status: 0, exit: 4, title: 'Server unreachable' },
   connection_lost: { status: 0, exit: 4, title: 'Connection lost' },
   stalled: { status: 0, exit: 4, title: 'The upload stalled' },
+  // What a proxy says without a code, too: 429, 502, 503, 504.
+  unavailable: { status: 0, exit: 4, title: 'The server cannot take it now' },
   digest_mismatch: { status: 0, exit: 7, title: 'Digest mismatch' },
   some_failed: { status: 0, exit: 8, title: 'Some uploads failed' },
   bad_answer: { status: 0, exit: 9, title: 'Unexpected answer' },
+  // Not for a loop to try again: that may store it twice.
+  answer_lost: { status: 0, exit: 10, title: 'Stored, or perhaps stored' },
+  changed: { status: 0, exit: 11, title: 'The file changed while it was sent' },
+  // Not for a loop either: the address is wrong, and stays so.
+  unknown_host: { status: 0, exit: 12, title: 'Unknown host' },
+  bad_certificate: { status: 0, exit: 12, title: 'Certificate not trusted' },
+  wrong_protocol: { status: 0, exit: 12, title: 'The server speaks another protocol' },
   interrupted: { status: 0, exit: 130, title: 'Interrupted' },
   terminated: { status: 0, exit: 143, title: 'Terminated' },
   cannot_serve: { status: 0, exit: 1, title: 'Cannot serve' },
@@ -117,6 +126,7 @@ function codeOfStatus(status: number): ErrorCode {
   if (status === 403) return 'forbidden'
   if (status === 408) return 'idle_timeout'
   if (status === 413) return 'body_too_large'
+  if (status === 429 || (status >= 502 && status <= 504)) return 'unavailable'
   if (status === 507) return 'disk_full'
   if (status >= 500) return 'internal'
   if (status >= 400) return 'bad_request'

@@ -239,7 +239,7 @@ test('errors before and after connecting have their codes', async t => {
     t,
     (req, res) => void req.resume().once('end', () => res.writeHead(502).end()),
   )
-  await assert.rejects(at(broken), (error: UploadError) => error.exitCode === 9 && error.status === 502)
+  await assert.rejects(at(broken), (error: UploadError) => error.exitCode === 4 && error.status === 502)
 })
 
 test('the server refuses by the length it is told: 413, nothing sent that matters, in every one of 20 tries', async t => {
