@@ -77,6 +77,15 @@ interface ErrorExtras {
   status?: number
 }
 
+/** What a code of a handler's own looks like: `virus_found`. */
+const CODE_GRAMMAR = /^[a-z][a-z0-9]*(_[a-z0-9]+)*$/
+const CODE_MAX = 64
+/** Where a code of a handler's own comes without a status: the form could be read, and is refused. */
+const OWN_STATUS = 422
+
+/** Of every UploadError: a handler imports the copy of this package in its own `node_modules`, and another may run it. */
+const BRAND = Symbol.for('uploadr.UploadError')
+
 /** The one error that uploadr throws. Its message names the thing and the number. */
 export class UploadError extends Error {
   readonly code: ErrorCode | (string & {})
@@ -85,26 +94,47 @@ export class UploadError extends Error {
   readonly title: string
   readonly errors: Record<string, FieldError[]> | undefined
 
-  constructor(code: ErrorCode, message: string, extras: ErrorExtras = {}) {
+  constructor(code: ErrorCode, message: string, extras?: ErrorExtras)
+  /**
+   * A refusal by a code of a handler's own: lower-case words joined by `_`, at most 64 characters, that
+   * no row of the table has. Its status is 400 to 599, and 422 where none is given; it decides what `push` exits with.
+   */
+  constructor(code: string, message: string, extras: ErrorExtras & { status: number })
+  constructor(code: string, message: string, extras: ErrorExtras = {}) {
     super(message, extras.cause === undefined ? undefined : { cause: extras.cause })
+    const known = isErrorCode(code) ? TABLE[code] : undefined
+    if (!known && !isCode(code)) {
+      throw new TypeError(
+        `${JSON.stringify(code)} is no error code: one is like virus_found, in lower case, of ${CODE_MAX} letters at most`,
+      )
+    }
     this.name = 'UploadError'
     this.code = code
-    this.status = extras.status ?? TABLE[code].status
-    this.exitCode = TABLE[code].exit
-    this.title = TABLE[code].title
+    this.status = extras.status ?? known?.status ?? OWN_STATUS
+    // Those of the sending half come with whatever a server answered.
+    if (known?.status !== 0 && !isErrorStatus(this.status)) {
+      throw new TypeError(`${this.status} is no status of an error such as ${code}: one is 400 to 599`)
+    }
+    // A code that is not known, or comes with another status than its own, is judged by the status.
+    this.exitCode = (known?.status === this.status ? known : TABLE[codeOfStatus(this.status)]).exit
+    this.title = known?.title ?? inWords(code)
     this.errors = extras.errors
   }
 
-  /** An error that a server answered with; a code this version does not know is judged by its status. */
+  get [BRAND](): true {
+    return true
+  }
+
+  /** An error that a server answered with. A code that this version does not know is kept; what is no code is not. */
   static fromServer(status: number, code: string, message: string, errors?: Record<string, FieldError[]>) {
-    const known = isErrorCode(code) && TABLE[code].status === status ? code : codeOfStatus(status)
-    const error = new UploadError(known, message, { status, ...(errors && { errors }) })
-    return Object.assign(error, { code: code || known })
+    const kept = isErrorStatus(status) && isCode(code) ? code : codeOfStatus(status)
+    return new UploadError(kept, message, { status, ...(errors && { errors }) })
   }
 
   /** Anything thrown, as an UploadError: the errno codes that mean "full" by name, the rest as `fallback`. */
   static from(thrown: unknown, fallback: ErrorCode = 'internal', doing?: string): UploadError {
-    if (thrown instanceof UploadError) return thrown
+    // What a handler's own push failed with may have a status that no answer of this server's can carry.
+    if (isOurs(thrown) && (fallback !== 'handler_failed' || isErrorStatus(thrown.status))) return thrown
     const cause = thrown as NodeJS.ErrnoException
     const what = doing ? `${doing}: ` : ''
     if (cause?.code === 'ENOSPC' || cause?.code === 'EDQUOT') {
@@ -117,18 +147,34 @@ export class UploadError extends Error {
   }
 }
 
+function isOurs(thrown: unknown): thrown is UploadError {
+  return typeof thrown === 'object' && thrown !== null && BRAND in thrown
+}
+
 function isErrorCode(code: string): code is ErrorCode {
   return Object.hasOwn(TABLE, code)
 }
 
+function isCode(code: string): boolean {
+  return CODE_GRAMMAR.test(code) && code.length <= CODE_MAX
+}
+
+function isErrorStatus(status: number): boolean {
+  return Number.isInteger(status) && status >= 400 && status <= 599
+}
+
+/** `virus_found` as a title: Virus found. */
+function inWords(code: string): string {
+  return `${code.charAt(0).toUpperCase()}${code.slice(1).replaceAll('_', ' ')}`
+}
+
 function codeOfStatus(status: number): ErrorCode {
+  if (!isErrorStatus(status)) return 'bad_answer'
   if (status === 401) return 'unauthorized'
   if (status === 403) return 'forbidden'
   if (status === 408) return 'idle_timeout'
   if (status === 413) return 'body_too_large'
   if (status === 429 || (status >= 502 && status <= 504)) return 'unavailable'
   if (status === 507) return 'disk_full'
-  if (status >= 500) return 'internal'
-  if (status >= 400) return 'bad_request'
-  return 'bad_answer'
+  return status >= 500 ? 'internal' : 'bad_request'
 }

@@ -11,6 +11,7 @@ const FLOORS: Record<string, number> = {
   'errors.ts': 0,
   'limits.ts': 0,
   'log.ts': 0,
+  'names.ts': 0,
   'units.ts': 0,
   progress: 1,
   storage: 1,

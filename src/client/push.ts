@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import { UploadError } from '../errors.ts'
+import { checkNames, type NamesOf } from '../names.ts'
 import {
   DEFAULT_URL,
   PROGRESS_ID,
@@ -37,6 +38,20 @@ export interface PushOptions {
   signal?: AbortSignal
   /** Called whenever something has changed. */
   onProgress?: (progress: PushProgress) => void
+}
+
+const OPTIONS: NamesOf<PushOptions> = {
+  url: true,
+  source: true,
+  title: true,
+  name: true,
+  type: true,
+  id: true,
+  token: true,
+  interval: true,
+  timeout: true,
+  signal: true,
+  onProgress: true,
 }
 
 export interface PushProgress {
@@ -88,11 +103,12 @@ const RESCUE_INTERVAL_MS = 100
 export async function push(options: PushOptions): Promise<PushResult> {
   let transfer: Transfer | undefined
   try {
+    checkNames('push', options, OPTIONS)
     transfer = new Transfer(options)
     return await transfer.run()
   } finally {
     await transfer?.close()
-    await options.source.close()
+    await options.source?.close()
   }
 }
 

@@ -8,6 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_LIMITS, type Limits, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
+import { checkNames, type NamesOf } from '../names.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
 import type { ProgressStore } from '../progress/store.ts'
 import { type Awaitable, DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
@@ -19,8 +20,9 @@ import { hasArrived } from '../upload/body.ts'
 import { disk } from '../upload/disk.ts'
 import { checkForm } from '../upload/form.ts'
 import { compose, type UploadHandler } from '../upload/handler.ts'
-import { type KindRules, kinds } from '../upload/kinds.ts'
+import { ALL_KINDS, type KindRules, kinds } from '../upload/kinds.ts'
 import { memory } from '../upload/memory.ts'
+import { checkHandler } from '../upload/plugin.ts'
 import { progress } from '../upload/progress.ts'
 import { announced, type FieldMemory, RequestUpload, receive } from '../upload/receiver.ts'
 import { space } from '../upload/space.ts'
@@ -78,6 +80,29 @@ export interface ServerOptions {
   log?: Logger
 }
 
+const OPTIONS: NamesOf<ServerOptions> = {
+  dir: true,
+  tmp: true,
+  onConflict: true,
+  fsync: true,
+  sha256: true,
+  memoryMax: true,
+  memoryTotal: true,
+  directMin: true,
+  handlers: true,
+  limits: true,
+  kinds: true,
+  progressTtl: true,
+  progressMax: true,
+  headerTimeout: true,
+  token: true,
+  titleRequired: true,
+  publicNames: true,
+  storage: true,
+  progress: true,
+  log: true,
+}
+
 /** How long an answer may wait for its reader, in milliseconds. */
 const UNREAD_MS = 60_000
 /** How long handlers may take to let go of an upload that the end of the grace has ended, in milliseconds. */
@@ -87,6 +112,10 @@ const FLUSH_MS = 1000
 
 /** Opens the storage, recovers what a dead server left there, and makes a server that is not listening yet. */
 export async function createServer(options: ServerOptions = {}): Promise<UploadServer> {
+  checkNames('createServer', options, OPTIONS)
+  checkNames('createServer, limits', options.limits ?? {}, DEFAULT_LIMITS)
+  checkNames('createServer, kinds', options.kinds ?? {}, ALL_KINDS)
+  for (const [i, handler] of (options.handlers ?? []).entries()) checkHandler(`handlers[${i}]`, handler)
   const log = options.log ?? silentLogger
   const { dir = './uploads', fsync = true } = options
   const storage =
@@ -193,7 +222,7 @@ export class UploadServer {
         dir: options.storage ? undefined : (options.dir ?? './uploads'),
         ...this.#limits,
       }),
-      kinds({ allowTypes: [], denyTypes: [], allowExtensions: [], denyExtensions: [], ...options.kinds }),
+      kinds({ ...ALL_KINDS, ...options.kinds }),
       ...(options.handlers ?? []),
       memory(memoryOptions),
       this.#disk,
@@ -222,7 +251,9 @@ export class UploadServer {
   }
 
   /** Starts listening; resolves to the base URL, with the port that port 0 became. */
-  async listen({ host = DEFAULT_HOST, port = DEFAULT_PORT } = {}): Promise<string> {
+  async listen(options: { host?: string; port?: number } = {}): Promise<string> {
+    checkNames('listen', options, { host: true, port: true })
+    const { host = DEFAULT_HOST, port = DEFAULT_PORT } = options
     await new Promise<void>((resolve, reject) => {
       this.#http.once('error', reject)
       this.#http.listen(port, host, () => {
@@ -240,7 +271,9 @@ export class UploadServer {
    * and closes everything. Progress stays readable on open connections until the last upload ended.
    * Handlers are not waited for longer than another 5 seconds; the log names the uploads they kept.
    */
-  async shutdown({ grace = 0 } = {}): Promise<void> {
+  async shutdown(options: { grace?: number } = {}): Promise<void> {
+    checkNames('shutdown', options, { grace: true })
+    const { grace = 0 } = options
     this.#draining = true
     const closed = new Promise<void>(resolve => {
       // Of net, not http: that one also closes the idle connections on which clients poll their progress.

@@ -11,6 +11,9 @@ export interface KindRules {
   denyExtensions: readonly string[]
 }
 
+/** Every kind is accepted. */
+export const ALL_KINDS: KindRules = { allowTypes: [], denyTypes: [], allowExtensions: [], denyExtensions: [] }
+
 /** Refuses files by declared media type and by extension, before their bytes are stored. */
 export function kinds(rules: KindRules): UploadHandler {
   const types = { allow: rules.allowTypes.map(lower), deny: rules.denyTypes.map(lower) }

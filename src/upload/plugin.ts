@@ -1,9 +1,24 @@
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { UploadError } from '../errors.ts'
+import { edits, type NamesOf, nearest, unknownName } from '../names.ts'
 import type { UploadHandler } from './handler.ts'
 
-const METHODS = ['begin', 'open', 'complete', 'published', 'interrupt'] as const
+type Method = Exclude<keyof UploadHandler, 'name'>
+
+const METHODS = Object.keys({
+  begin: true,
+  open: true,
+  complete: true,
+  published: true,
+  interrupt: true,
+} satisfies NamesOf<Record<Method, unknown>>) as Method[]
+
+/** `close` is what the built-in disk handler has for whoever made it. */
+const NAMES: readonly string[] = ['name', ...METHODS, 'close']
+
+/** So many edits away from a method's name, another name is one mistyped: `opne`, `completed`. */
+const MISTYPED = 2
 
 /**
  * A user's handler: the default export of an ES module, an UploadHandler or a function that makes
@@ -12,23 +27,49 @@ const METHODS = ['begin', 'open', 'complete', 'published', 'interrupt'] as const
 export async function loadHandler(specifier: string): Promise<UploadHandler> {
   const isPath = /^[./\\]|^[A-Za-z]:|\.[cm]?js$/.test(specifier)
   const url = isPath ? pathToFileURL(resolve(specifier)).href : specifier
-  const fail = (why: string, cause?: unknown) =>
-    new UploadError('usage', `--handler ${specifier}: ${why}`, { cause })
+  const where = `--handler ${specifier}`
   let exported: unknown
   try {
     exported = (await import(url)).default
     if (typeof exported === 'function') exported = await exported()
   } catch (error) {
-    throw fail(error instanceof Error ? error.message : String(error), error)
+    throw new UploadError('usage', `${where}: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    })
   }
-  const handler = exported as UploadHandler
-  if (typeof handler !== 'object' || handler === null)
-    throw fail('its default export is not an upload handler')
-  if (typeof handler.name !== 'string' || handler.name === '') throw fail('the handler has no name')
+  checkHandler(where, exported)
+  return exported
+}
+
+/**
+ * Refuses what is no handler, or has a method that nobody would ever call. All names of a plain object
+ * are meant for us, but for those that begin with `_`; an instance of a class has names of its own, so
+ * there only one that is nearly a method's is taken for a mistake.
+ */
+export function checkHandler(where: string, handler: unknown): asserts handler is UploadHandler {
+  const fail = (why: string) => new UploadError('usage', `${where}: ${why}`)
+  if (typeof handler !== 'object' || handler === null) {
+    throw fail('an upload handler is an object, the default export where it is a module')
+  }
+  const { name } = handler as UploadHandler
+  if (typeof name !== 'string' || name === '') throw fail('the handler has no name')
   for (const method of METHODS) {
-    if (handler[method] !== undefined && typeof handler[method] !== 'function') {
-      throw fail(`${method} is not a function`)
-    }
+    const value = (handler as UploadHandler)[method]
+    if (value !== undefined && typeof value !== 'function') throw fail(`${method} is not a function`)
   }
-  return handler
+  const plain = Object.getPrototypeOf(Object.getPrototypeOf(handler) ?? {}) === null
+  for (const name of namesOf(handler)) {
+    if (NAMES.includes(name) || name.startsWith('_')) continue
+    const near = edits(name, String(nearest(name, METHODS))) <= MISTYPED
+    if (plain || near) throw unknownName(where, name, NAMES)
+  }
+}
+
+/** An object's own names and those of its classes. */
+function namesOf(object: object): string[] {
+  const names: string[] = []
+  for (let at = object; at && at !== Object.prototype; at = Object.getPrototypeOf(at)) {
+    names.push(...Object.getOwnPropertyNames(at).filter(name => name !== 'constructor'))
+  }
+  return names
 }
