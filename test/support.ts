@@ -288,13 +288,13 @@ export function gate(): { handler: UploadHandler; reached: Promise<void>; open()
 export function run(
   command: string,
   args: readonly string[],
-  options: { input?: Buffer; cwd?: string } = {},
+  options: { input?: Buffer; cwd?: string; env?: NodeJS.ProcessEnv } = {},
 ) {
   return new Promise<{ code: number; stdout: string; stderr: string }>(resolve => {
     const child = execFile(
       command,
       args,
-      { maxBuffer: 64 * 1024 * 1024, ...(options.cwd && { cwd: options.cwd }) },
+      { maxBuffer: 64 * 1024 * 1024, cwd: options.cwd, env: options.env },
       (error, stdout, stderr) => {
         resolve({ code: error ? (typeof error.code === 'number' ? error.code : 1) : 0, stdout, stderr })
       },
