@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import os from 'node:os'
 import test, { type TestContext } from 'node:test'
 import type { ServerOptions, UploadHandler } from '../src/index.ts'
 import {
@@ -35,9 +36,11 @@ async function start(t: TestContext, options: ServerOptions = {}) {
   return { ...(await startServer(t, { ...options, handlers: [watcher] })), opened }
 }
 
-test('a script needs no token', async t => {
+test('a script needs no token, whatever cookies it keeps', async t => {
   const { url } = await start(t)
-  assert.equal((await post(url, multipart([TITLE, FILE]))).status, 201)
+  for (const headers of [{}, { Cookie: 'session=1' }, COOKIE]) {
+    assert.equal((await post(url, multipart([TITLE, FILE]), { headers })).status, 201)
+  }
 })
 
 test('a form of our own page is taken: the token in the field or in the header', async t => {
@@ -61,7 +64,7 @@ test('a post of another origin is refused without a byte of its body', async t =
     'no cookie': { Origin: own, 'X-CSRFToken': TOKEN },
     'a cookie that is no token': { Origin: own, 'X-CSRFToken': 'short', Cookie: 'csrftoken=short' },
     'a wrong header': { Origin: own, 'X-CSRFToken': OTHER, ...COOKIE },
-    'a cookie and no token that could match': { Cookie: 'session=1' },
+    'a browser that names no origin': { 'Upgrade-Insecure-Requests': '1', 'X-CSRFToken': TOKEN },
   }
   for (const [name, headers] of Object.entries(cases)) {
     const socket = connect(url)
@@ -109,6 +112,47 @@ test('the origin may be a public name, as behind a proxy that sends its own Host
   assert.equal(await attempt('https://up.example.org'), 403)
 })
 
+test('another port is another origin, whatever the machine is called', async t => {
+  const name = os.hostname()
+  const { url } = await start(t, { publicNames: ['box', 'up.example.org'] })
+  const attempt = async (Host: string, Origin: string) => {
+    const headers = { ...COOKIE, Host, Origin, 'X-CSRFToken': TOKEN }
+    return (await post(url, multipart([TITLE, FILE]), { headers })).status
+  }
+  for (const host of [name, `${name}.local`, 'box', 'localhost', '127.0.0.1', '[::1]']) {
+    assert.equal(await attempt(`${host}:8000`, `http://${host}:8000`), 201, host)
+    for (const other of [
+      `http://${host}`,
+      `https://${host}`,
+      `http://${host}:8001`,
+      `https://${host}:8443`,
+    ]) {
+      assert.equal(await attempt(`${host}:8000`, other), 403, other)
+    }
+    assert.equal(await attempt(host, `http://${host}`), 201, host)
+    assert.equal(await attempt(host, `http://${host}:8000`), 403, host)
+  }
+})
+
+test('a proxy that rewrites the Host is known by its public name, with its port where that says less', async t => {
+  const { url } = await start(t, { publicNames: ['up.example.org', 'box:80', 'up.example.org:8443'] })
+  const attempt = async (Host: string, Origin: string) => {
+    const headers = { ...COOKIE, Host, Origin, 'X-CSRFToken': TOKEN }
+    return (await post(url, multipart([TITLE, FILE]), { headers })).status
+  }
+  for (const host of ['127.0.0.1:8000', 'localhost', 'localhost:8000']) {
+    for (const origin of ['https://up.example.org', 'http://up.example.org', 'https://up.example.org:8443']) {
+      assert.equal(await attempt(host, origin), 201, `${host} ${origin}`)
+    }
+    assert.equal(await attempt(host, 'https://up.example.org:8000'), 403)
+  }
+  // nginx's \$proxy_host, where it passes on to this machine by the name that browsers know.
+  assert.equal(await attempt('box:8000', 'http://box'), 201)
+  assert.equal(await attempt('box:8000', 'https://box'), 403)
+  // And its \$host, which has no port.
+  assert.equal(await attempt('up.example.org', 'https://up.example.org:8443'), 201)
+})
+
 test('TLS may end in front of the server', async t => {
   const { url } = await start(t, { publicNames: ['upload.example.org'] })
   for (const Host of ['upload.example.org', 'upload.example.org:443']) {
@@ -136,8 +180,8 @@ test('a browser is answered under known names only', async t => {
     'upload.example.org',
   ]
   for (const host of known) {
-    assert.equal(await attempt(`${host}:${port}`, mozilla), 200, host)
-    assert.equal(await attempt(host, mozilla), 200, host)
+    assert.equal(await attempt(`${host}:${port}`, 'Upgrade-Insecure-Requests: 1'), 200, host)
+    assert.equal(await attempt(host, 'Upgrade-Insecure-Requests: 1'), 200, host)
   }
   for (const host of [
     'evil.example',
@@ -147,14 +191,15 @@ test('a browser is answered under known names only', async t => {
     '',
   ]) {
     for (const header of [
-      mozilla,
+      `${mozilla}\r\nAccept-Language: en`,
+      'Upgrade-Insecure-Requests: 1',
       'Origin: http://evil.example',
       'Sec-Fetch-Site: same-origin',
-      'Cookie: a=b',
     ]) {
       assert.equal(await attempt(host, header), 403, `${host} ${header}`)
     }
-    assert.equal(await attempt(host, 'User-Agent: curl/8'), 200, host)
+    for (const none of ['User-Agent: curl/8', 'Cookie: a=b', mozilla])
+      assert.equal(await attempt(host, none), 200, host)
   }
 })
 

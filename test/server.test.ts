@@ -364,7 +364,7 @@ test('a head that does not end is 408', async t => {
   assert.equal((await answer).status, 408)
 })
 
-test('a token is asked for on every route', async t => {
+test('a token is asked for on every route but that of probes', async t => {
   const token = 'a:token-with~odd.characters'
   const { url, dir } = await startServer(t, { token })
   const basic = (pair: string) => `Basic ${Buffer.from(pair).toString('base64')}`
@@ -382,7 +382,7 @@ test('a token is asked for on every route', async t => {
     basic(`${token}:`),
     'Basic !!!',
   ]
-  for (const path of ['/', '/progress/x', '/healthz', '/metrics', '/nothing']) {
+  for (const path of ['/', '/progress/x', '/metrics', '/nothing']) {
     for (const authorization of wrong) {
       const line = authorization === undefined ? '' : `\r\nAuthorization: ${authorization}`
       const answer = await raw(url, `GET ${path} HTTP/1.1${line}`)
@@ -398,6 +398,84 @@ test('a token is asked for on every route', async t => {
   assert.equal((await post(url, FORM)).status, 401)
   assert.deepEqual(await readdir(dir), ['.uploadr'])
   assert.equal((await post(url, FORM, { headers: { Authorization: `Bearer ${token}` } })).status, 201)
+})
+
+test('without the token nothing but the 401 is to be had, whatever else is wrong; a probe needs none', async t => {
+  const { url } = await startServer(t, { token: 'hidden' })
+  const browser = '\r\nOrigin: http://evil.example\r\nAccept: text/html'
+  const wrong: string[] = [
+    'POST / HTTP/1.1\r\nExpect: foo\r\nContent-Length: 5',
+    `POST / HTTP/1.1\r\nExpect: foo\r\nContent-Length: 5${browser}`,
+    `GET / HTTP/1.1${browser}`,
+    `GET / HTTP/1.1\r\nCookie: uploadr_stored=x${browser}`,
+    `GET /nothing HTTP/1.1${browser}`,
+    'OPTIONS / HTTP/1.1',
+    'OPTIONS * HTTP/1.1',
+    'PUT / HTTP/1.1',
+    'POST /healthz HTTP/1.1',
+    'OPTIONS /healthz HTTP/1.1',
+    'GET /healthz/ HTTP/1.1',
+    'GET /metrics HTTP/1.1',
+    'GET /progress/a?callback=( HTTP/1.1',
+    'GET /progress HTTP/1.1',
+    'GET /assets/none HTTP/1.1',
+  ]
+  for (const line of wrong) {
+    const { status, headers, text } = await raw(url, line)
+    assert.equal(status, 401, line)
+    for (const header of ['set-cookie', 'allow', 'location'])
+      assert.equal(headers.get(header), undefined, line)
+    assert.doesNotMatch(text, /<form|csrf/, line)
+    assert.match(text, /--token/, line)
+  }
+  for (const line of [
+    'GET /healthz',
+    'HEAD /healthz',
+    'GET /healthz?probe=1',
+    'GET http://localhost/healthz',
+  ]) {
+    const { status, text } = await raw(url, `${line} HTTP/1.1`)
+    assert.equal(status, 200, line)
+    assert.equal(text, line.startsWith('HEAD') ? '' : '{"ok":true}\n')
+  }
+})
+
+test('targets and expectations: what means the same is taken for the same', async t => {
+  const { url } = await startServer(t)
+  const type = 'Content-Type: multipart/form-data; boundary=BOUNDARY'
+  const send = async (target: string, more: string) => {
+    const socket = connect(url)
+    const answer = readAnswer(socket)
+    const length = `Content-Length: ${FORM.length}`
+    socket.write(
+      `POST ${target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n${type}\r\n${length}\r\n${more}\r\n`,
+    )
+    socket.write(FORM)
+    return answer
+  }
+  for (const target of [
+    'http://localhost',
+    'http://localhost/',
+    'HTTPS://localhost:8000',
+    'http://localhost?a=b',
+    '/?a=b',
+  ]) {
+    assert.equal((await send(target, '')).status, 201, target)
+  }
+  assert.equal((await send('http://localhost?a=?&X-Progress-ID=whole', '')).json.id, 'whole')
+  for (const expect of [
+    'Expect:',
+    'Expect: ',
+    'Expect: ,',
+    'expect: 100-Continue',
+    'Expect: 100-continue\r\nExpect: 100-continue',
+  ]) {
+    assert.equal((await send('/', `${expect}\r\n`)).status, 201, expect)
+  }
+  for (const expect of ['foo', '100-continue, foo', '100', 'foo=100-continue']) {
+    const { status, json } = await send('/', `Expect: ${expect}\r\n`)
+    assert.deepEqual([status, json.code], [417, 'expectation_failed'], expect)
+  }
 })
 
 test('shutdown lets running uploads finish, refuses new ones, and progress stays readable', async t => {

@@ -215,8 +215,7 @@ function serverOptions(
       denyExtensions: options.denyExtension,
     },
     titleRequired: options.title === 'required',
-    // Beside what was asked for, the names that this machine goes by in its own network.
-    publicNames: [...options.publicName, os.hostname(), `${os.hostname()}.local`],
+    publicNames: options.publicName,
     log,
   }
 }

@@ -9,24 +9,31 @@ import { UploadError } from '../errors.ts'
  */
 export const CHALLENGES = ['Bearer realm="uploadr"', 'Basic realm="uploadr", charset="UTF-8"']
 
+/** How a client sends the token. A browser sends Basic by itself, whoever's page it does it for; Bearer is a script's own doing. */
+export type Scheme = 'bearer' | 'basic'
+
 /**
  * Throws `unauthorized` unless the request carries the token, as a Bearer token (RFC 6750) or as the
  * password of Basic (RFC 7617). Compared by digest, in time that does not depend on where they differ.
  */
-export function checkToken(req: IncomingMessage, token: string): void {
-  const sent = tokenOf(req.headers.authorization ?? '')
-  if (sent === undefined) throw new UploadError('unauthorized', 'this server asks for a token')
+export function checkToken({ headers }: Pick<IncomingMessage, 'headers'>, token: string): Scheme {
+  const { scheme, sent } = credentials(headers.authorization ?? '')
+  if (scheme === undefined) {
+    const how = 'uploadr push --token, a Bearer token, or the password of Basic with any user name'
+    throw new UploadError('unauthorized', `this server asks for a token: ${how}`)
+  }
   if (!sameText(sent, token)) throw new UploadError('unauthorized', 'the token is wrong')
+  return scheme
 }
 
-function tokenOf(authorization: string): string | undefined {
-  const [, scheme, credentials] = /^(\S+) +(\S+)$/.exec(authorization) ?? []
-  if (credentials === undefined) return undefined
-  if (scheme?.toLowerCase() === 'bearer') return credentials
-  if (scheme?.toLowerCase() !== 'basic') return undefined
-  const pair = Buffer.from(credentials, 'base64').toString()
+function credentials(authorization: string): { scheme?: Scheme; sent: string } {
+  const [, name, value = ''] = /^(\S+) +(\S+)$/.exec(authorization) ?? []
+  const scheme = name?.toLowerCase()
+  if (scheme === 'bearer') return { scheme, sent: value }
+  if (scheme !== 'basic') return { sent: '' }
+  const pair = Buffer.from(value, 'base64').toString()
   const colon = pair.indexOf(':')
-  return colon < 0 ? undefined : pair.slice(colon + 1)
+  return colon < 0 ? { sent: '' } : { scheme, sent: pair.slice(colon + 1) }
 }
 
 /** Equality in constant time, whatever the lengths. */

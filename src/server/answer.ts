@@ -83,24 +83,6 @@ export function problemOf(error: UploadError): string {
   return `${JSON.stringify(problem)}\n`
 }
 
-/** Whether the client would rather read HTML than JSON: a browser that shows the answer to a person. */
-export function prefersHtml(req: IncomingMessage): boolean {
-  const accept = (req.headers.accept ?? '').toLowerCase()
-  const html = quality(accept, 'text/html')
-  return html > 0 && html >= quality(accept, 'application/json')
-}
-
-/** How much a media type is wanted, where it is named (RFC 9110, 12.5.1). */
-function quality(accept: string, type: string): number {
-  for (const range of accept.split(',')) {
-    const [name, ...parameters] = range.split(';').map(text => text.trim())
-    if (name !== type) continue
-    const q = parameters.find(parameter => parameter.startsWith('q='))
-    return q === undefined ? 1 : Number(q.slice(2)) || 0
-  }
-  return 0
-}
-
 /**
  * Closes the connection so that a client in the middle of sending still gets the answer. Closing at
  * once resets the connection, and the reset takes the answer with it (40 to 90 % of them measured).

@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import { UploadError } from '../errors.ts'
 import { sameText } from './access.ts'
+import { isBrowser, isForeign } from './browser.ts'
 import { readCookie } from './cookies.ts'
 import type { KnownNames } from './known-names.ts'
 
@@ -34,21 +35,16 @@ export function csrfCookie(token: string): string {
 /**
  * Refuses a post that somebody else's page made a browser send, from its head alone: throws `forbidden`.
  * Returns the check of the form's token that is left to be made before a file is stored; undefined where
- * none is: the header carried the token, or no browser is involved, which would have sent one of these.
+ * none is: the header carried the token, or no browser is involved.
  */
 export function checkPost(req: IncomingMessage, known: KnownNames): ((fields: Fields) => void) | undefined {
-  const { origin, cookie } = req.headers
-  const site = req.headers['sec-fetch-site']
-  if (origin === undefined && site === undefined && cookie === undefined) return undefined
-  if (site !== undefined && site !== 'same-origin' && site !== 'none') {
-    throw new UploadError('forbidden', `a page of another origin (${site}) may not upload here`)
-  }
-  if (origin !== undefined && !known.isOwnOrigin(origin, req.headers.host)) {
-    throw new UploadError(
-      'forbidden',
-      `a page of another origin (${origin.slice(0, 200)}) may not upload here`,
-    )
-  }
+  if (!isBrowser(req)) return undefined
+  const { origin, host } = req.headers
+  const foreign = isForeign(req)
+  if (foreign) throw foreignOrigin(String(req.headers['sec-fetch-site']))
+  // Behind a proxy whose referrer policy is `no-referrer` our own page has no origin to name; the browser knows it.
+  const isHidden = origin === 'null' && foreign === false
+  if (origin !== undefined && !isHidden && !known.isOwnOrigin(origin, host)) throw foreignOrigin(origin, host)
   const token = csrfToken(req)
   if (token === undefined) {
     throw new UploadError('forbidden', `the cookie ${CSRF_COOKIE} is missing; open the form again`)
@@ -57,6 +53,17 @@ export function checkPost(req: IncomingMessage, known: KnownNames): ((fields: Fi
   if (header === undefined) return fields => checkToken(fields.get(CSRF_FIELD)?.at(-1), token, CSRF_FIELD)
   checkToken(String(header), token, CSRF_HEADER)
   return undefined
+}
+
+function foreignOrigin(origin: string, host?: string): UploadError {
+  const asked =
+    host === undefined
+      ? ''
+      : `; this is ${host.slice(0, 200)}, and --public-name says what a proxy in front is called`
+  return new UploadError(
+    'forbidden',
+    `a page of another origin (${origin.slice(0, 200)}) may not upload here${asked}`,
+  )
 }
 
 function checkToken(sent: string | undefined, token: string, where: string): void {

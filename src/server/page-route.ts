@@ -1,6 +1,6 @@
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http'
 import type { UploadError } from '../errors.ts'
-import { type Receipt, ROUTES } from '../protocol.ts'
+import type { Receipt } from '../protocol.ts'
 import { answer, type Headers } from './answer.ts'
 import { Assets } from './assets.ts'
 import { csrfCookie, csrfToken, type Fields, newCsrfToken } from './csrf.ts'
@@ -35,7 +35,8 @@ export class PageRoute {
 
   /** A browser's upload was stored: back to the form, which will say so. */
   answerStored(req: IncomingMessage, res: ServerResponse, receipt: Receipt): void {
-    answer(req, res, 303, undefined, { Location: ROUTES.upload, 'Set-Cookie': [this.#flashes.put(receipt)] })
+    // Relative, as all of the page is: below a proxy's path that is where the form is.
+    answer(req, res, 303, undefined, { Location: './', 'Set-Cookie': [this.#flashes.put(receipt)] })
   }
 
   /** An upload that failed is answered with the form and what was typed, anything else with a short page. */

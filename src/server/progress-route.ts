@@ -3,6 +3,7 @@ import { UploadError } from '../errors.ts'
 import type { ProgressStore } from '../progress/store.ts'
 import { isProgressId, PROGRESS_ID, ROUTES } from '../protocol.ts'
 import { answer, answerJson } from './answer.ts'
+import { isForeign } from './browser.ts'
 import { type ProgressEvents, wantsEvents } from './events.ts'
 
 // Apache's upload progress module set this grammar: what it lets through can only name a function.
@@ -23,6 +24,7 @@ export async function answerProgress(
   query: URLSearchParams,
   store: ProgressStore,
   events: ProgressEvents,
+  hasToken: boolean,
 ): Promise<void> {
   const inPath = path.slice(ROUTES.progress.length + 1)
   const id = inPath === '' ? progressIdOf(req, query) : checkedId(inPath)
@@ -33,12 +35,24 @@ export async function answerProgress(
   if (callback !== null && !CALLBACK.test(callback)) {
     throw new UploadError('bad_callback', 'a callback is 1 to 64 of the characters A-Z a-z 0-9 . _ $')
   }
+  if (callback !== null) checkScript(req, hasToken)
   if (callback === null && wantsEvents(req)) return events.answer(req, res, id)
   const progress = await store.get(id)
   if (callback === null) return answerJson(req, res, 200, progress)
   // The comment keeps the answer from being read as anything but a script.
   const body = `/**/${callback}(${JSON.stringify(progress)});\n`
-  answer(req, res, 200, { type: 'text/javascript; charset=utf-8', body })
+  const headers = { 'Cross-Origin-Resource-Policy': 'same-origin' }
+  answer(req, res, 200, { type: 'text/javascript; charset=utf-8', body }, headers)
+}
+
+/**
+ * A script is read by whatever page names it, and by the credentials that the browser keeps. So it is for pages of our
+ * own, and for nobody where there is a token. What a browser does not tell us by plain http, the policy of the answer
+ * (Cross-Origin-Resource-Policy, WHATWG Fetch, 3.7) tells the browser.
+ */
+function checkScript(req: IncomingMessage, hasToken: boolean): void {
+  if (hasToken) throw new UploadError('forbidden', 'JSONP is not answered where there is a token')
+  if (isForeign(req)) throw new UploadError('forbidden', 'JSONP is not answered to pages of another origin')
 }
 
 function checkedId(id: string): string {

@@ -26,9 +26,10 @@ import { checkHandler } from '../upload/plugin.ts'
 import { progress } from '../upload/progress.ts'
 import { announced, type FieldMemory, RequestUpload, receive } from '../upload/receiver.ts'
 import { space } from '../upload/space.ts'
-import { CHALLENGES, checkToken } from './access.ts'
-import { answer, answerJson, answerProblem, isTooLate, prefersHtml } from './answer.ts'
+import { CHALLENGES, checkToken, type Scheme } from './access.ts'
+import { answer, answerJson, answerProblem, isTooLate } from './answer.ts'
 import { ASSETS } from './assets.ts'
+import { wantsPage } from './browser.ts'
 import { limitConnections } from './connections.ts'
 import { checkPost, type Fields } from './csrf.ts'
 import { ProgressEvents } from './events.ts'
@@ -142,6 +143,8 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
 /** What of an answer goes into the access log beside the request's own facts. */
 interface Noted {
   fields: LogFields
+  /** How the token came, where it was asked for. */
+  scheme?: Scheme | undefined
   status?: number
   upload?: RequestUpload
   /** The form's fields, as far as they were read: an answer in HTML shows them again. */
@@ -320,13 +323,13 @@ export class UploadServer {
     // Not to be had any more once the client has left.
     const from = req.socket.remoteAddress
     const noted: Noted = { fields: { from } }
-    // A proxy's absolute form (RFC 9112, 3.2.2) names the host once more; the Host header is what is checked.
-    const target = (req.url ?? '/').replace(/^https?:\/\/[^/?]*/i, '')
-    const [path = '/', search] = target.split('?', 2)
+    const { path, search } = targetOf(req)
     try {
+      // First of all: who has no token is told nothing else, and given nothing.
+      noted.scheme = this.#checkToken(req, path)
+      // Whoever sends it as Bearer has it in hand: no page that a browser was led to.
+      if (noted.scheme !== 'bearer') this.#names.check(req)
       checkExpectation(req)
-      this.#names.check(req)
-      if (this.#options.token !== undefined) checkToken(req, this.#options.token)
       await this.#route(req, res, path, new URLSearchParams(search), noted, sendContinue)
     } catch (thrown) {
       const error = UploadError.from(thrown)
@@ -340,7 +343,7 @@ export class UploadServer {
         ...((error.status === 429 || error.status === 503) && { 'Retry-After': '5' }),
         ...(error.status === 405 && { Allow: allowed(path) }),
       }
-      if (prefersHtml(req)) this.#page.answerError(req, res, error, headers, noted.form)
+      if (wantsPage(req)) this.#page.answerError(req, res, error, headers, noted.form)
       else answerProblem(req, res, error, headers)
       // The client left before an answer could be sent; the log tells what it would have been.
       if (!res.headersSent) noted.status = error.status
@@ -348,6 +351,13 @@ export class UploadServer {
     const log = () => this.#logAccess(req, res, path, started, noted)
     if (res.closed) log()
     else res.once('close', log)
+  }
+
+  /** Throws `unauthorized`. Probes have no token: that the server is there is what everybody may know. */
+  #checkToken(req: IncomingMessage, path: string): Scheme | undefined {
+    const { token } = this.#options
+    if (token === undefined || (path === ROUTES.health && isReading(req))) return undefined
+    return checkToken(req, token)
   }
 
   async #route(
@@ -358,19 +368,26 @@ export class UploadServer {
     noted: Noted,
     sendContinue: (() => void) | undefined,
   ): Promise<void> {
-    const reading = req.method === 'GET' || req.method === 'HEAD'
     if (path === ROUTES.upload && req.method === 'POST')
       return this.#track(req, res, query, noted, sendContinue)
     if (allowed(path) === '') throw nothingAt(path)
     if (req.method === 'OPTIONS') return answer(req, res, 204, undefined, { Allow: allowed(path) })
-    if (!reading) throw new UploadError('method_not_allowed', `${req.method} is not allowed here`)
+    if (!isReading(req)) throw new UploadError('method_not_allowed', `${req.method} is not allowed here`)
     if (path === ROUTES.upload) return this.#page.answerForm(req, res)
     if (path === ROUTES.health)
       return answerJson(req, res, this.#draining ? 503 : 200, { ok: !this.#draining })
     if (path === ROUTES.metrics) return answer(req, res, 200, this.#metrics())
     if (this.#page.answerAsset(req, res, path)) return
     if (path.startsWith(`${ASSETS}/`)) throw nothingAt(path)
-    await answerProgress(req, res, path, query, this.#progress, this.#events)
+    await answerProgress(
+      req,
+      res,
+      path,
+      query,
+      this.#progress,
+      this.#events,
+      this.#options.token !== undefined,
+    )
   }
 
   /** Runs one upload under the eyes of `shutdown`. */
@@ -382,7 +399,7 @@ export class UploadServer {
     sendContinue: (() => void) | undefined,
   ): Promise<void> {
     if (this.#draining) throw new UploadError('shutting_down', 'the server is shutting down')
-    const checkCsrf = checkPost(req, this.#names)
+    const checkCsrf = noted.scheme === 'bearer' ? undefined : checkPost(req, this.#names)
     const upload = new RequestUpload(req, progressIdOf(req, query) ?? randomUUID())
     noted.upload = upload
     let abandon: Running['abandon'] = noop
@@ -396,7 +413,7 @@ export class UploadServer {
       receipt => {
         this.#totals.stored++
         noted.fields['files'] = receipt.files.length
-        if (prefersHtml(req)) this.#page.answerStored(req, res, receipt)
+        if (wantsPage(req)) this.#page.answerStored(req, res, receipt)
         else answerJson(req, res, 201, receipt)
       },
       error => {
@@ -521,10 +538,23 @@ function allowed(path: string): string {
   return below || known ? 'GET, HEAD, OPTIONS' : ''
 }
 
-/** RFC 9110, 10.1.1: what cannot be met is refused, and 100-continue is all there is. */
-function checkExpectation({ headers: { expect } }: IncomingMessage): void {
-  if (expect === undefined || expect.toLowerCase() === '100-continue') return
-  throw new UploadError('expectation_failed', `the expectation ${expect.slice(0, 100)} cannot be met`)
+function isReading({ method }: IncomingMessage): boolean {
+  return method === 'GET' || method === 'HEAD'
+}
+
+/** A proxy's absolute form (RFC 9112, 3.2.2) names the host once more, and may end with it; the Host header is what is checked. */
+function targetOf({ url = '/' }: IncomingMessage): { path: string; search: string } {
+  const target = url.replace(/^https?:\/\/[^/?]*/i, '')
+  const mark = target.indexOf('?')
+  if (mark < 0) return { path: target || '/', search: '' }
+  return { path: target.slice(0, mark) || '/', search: target.slice(mark + 1) }
+}
+
+/** RFC 9110, 10.1.1: what cannot be met is refused, and 100-continue is all there is. An empty list expects nothing. */
+function checkExpectation({ headers: { expect = '' } }: IncomingMessage): void {
+  const unmet = expect.split(',').find(one => !/^\s*(100-continue)?\s*$/i.test(one))
+  if (unmet === undefined) return
+  throw new UploadError('expectation_failed', `the expectation ${unmet.trim().slice(0, 100)} cannot be met`)
 }
 
 function nothingAt(path: string): UploadError {
