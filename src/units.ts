@@ -37,18 +37,32 @@ function parseQuantity(text: string, units: Record<string, number>): number | un
   return Number.isSafeInteger(value) ? value : undefined
 }
 
+const BINARY = { step: 1024, names: ['B', 'KiB', 'MiB', 'GiB', 'TiB'] }
+const DECIMAL = { step: 1000, names: ['B', 'kB', 'MB', 'GB', 'TB'] }
+
 /** Three significant digits in binary units: `0 B`, `1.00 KiB`, `853 MiB`. */
-export function formatSize(bytes: number): string {
-  if (bytes < 1024) return `${Math.floor(bytes)} B`
+export function formatSize(bytes: number, { step, names } = BINARY): string {
+  if (bytes < step) return `${Math.floor(bytes)} B`
   let value = bytes
   let unit = 0
   // 999.5 would round to 1000: it belongs to the next unit.
   while (value >= 999.5 && unit < 4) {
-    value /= 1024
+    value /= step
     unit++
   }
   const digits = value < 9.995 ? 2 : value < 99.95 ? 1 : 0
-  return `${value.toFixed(digits)} ${['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit]}`
+  return `${value.toFixed(digits)} ${names[unit]}`
+}
+
+/** The same in the units that people know from their own machine: `853 MB`; not broken at a line's end. */
+export function formatSizePlainly(bytes: number): string {
+  return formatSize(bytes, DECIMAL).replace(' ', '\u00a0')
+}
+
+/** A limit for people: what it says is never more than what is allowed, so `17.1 GB` for 16 GiB. */
+export function formatLimit(bytes: number): string {
+  const digit = 10 ** Math.max(0, String(Math.floor(bytes)).length - 3)
+  return formatSizePlainly(Math.floor(bytes / digit) * digit).replace(/\.0+(?=\D)/, '')
 }
 
 /** `35 ms`, `1.2 s`, `2m05s`, `3h07m`. */

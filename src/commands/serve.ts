@@ -47,6 +47,7 @@ interface ServeOptions {
   handler: string[]
   token?: string
   title: 'optional' | 'required'
+  welcome?: string
   publicName: string[]
   grace: number
   log: LogFormat
@@ -116,6 +117,13 @@ export function serveCommand(host: Host): Command {
         .default('required')
         // UPLOADR_TITLE is the title that push sends.
         .env('UPLOADR_SERVE_TITLE'),
+    )
+    .addOption(
+      option(
+        '--welcome <text>',
+        'what the page says of where files go (default: a sentence of its own)',
+        text,
+      ),
     )
     .addOption(every('--public-name <host>', 'name that browsers may reach it by'))
     .addOption(wait('--grace <time>', 'how long running uploads may finish on the first signal', '30s'))
@@ -215,6 +223,7 @@ function serverOptions(
       denyExtensions: options.denyExtension,
     },
     titleRequired: options.title === 'required',
+    ...(options.welcome !== undefined && { welcome: options.welcome }),
     publicNames: options.publicName,
     log,
   }

@@ -1,13 +1,11 @@
 import { createHash } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 
-const TYPES = {
-  'page.css': 'text/css; charset=utf-8',
-  'page.js': 'text/javascript; charset=utf-8',
-  'icon.svg': 'image/svg+xml',
-} as const
-
-export type AssetName = keyof typeof TYPES
+const TYPES: Record<string, string> = {
+  css: 'text/css; charset=utf-8',
+  js: 'text/javascript; charset=utf-8',
+  svg: 'image/svg+xml',
+}
 
 /** The folder of the routes at which assets are served. */
 export const ASSETS = '/assets'
@@ -17,31 +15,45 @@ export interface Asset {
   body: Buffer
 }
 
-/** What the page consists of beside itself, each at a path that changes with its content. */
+/**
+ * What the page consists of beside itself: one folder whose name is the digest of all that is in it. So
+ * it can be cached for ever, and the script's modules find each other by relative names. An import map,
+ * which modules with a digest each would need, is an inline script, and the policy allows none.
+ */
 export class Assets {
-  readonly #paths = new Map<AssetName, string>()
-  readonly #assets = new Map<string, Asset>()
+  readonly #folder: string
+  readonly #assets: ReadonlyMap<string, Asset>
 
-  /** Reads the files that the build puts beside this one. */
+  private constructor(folder: string, assets: ReadonlyMap<string, Asset>) {
+    this.#folder = folder
+    this.#assets = assets
+  }
+
+  /** Reads the files that the build puts beside this one, and how sizes are written: for the page as for the terminal. */
   static async load(): Promise<Assets> {
-    const assets = new Assets()
-    for (const [name, type] of Object.entries(TYPES)) {
-      const body = await readFile(new URL(`assets/${name}`, import.meta.url))
-      const hash = createHash('sha256').update(body).digest('base64url').slice(0, 16)
-      const path = `${ASSETS}/${name.replace('.', `.${hash}.`)}`
-      assets.#paths.set(name as AssetName, path)
-      assets.#assets.set(path, { type, body })
+    const folder = new URL('assets/', import.meta.url)
+    const files = (await readdir(folder)).sort().map(name => new URL(name, folder))
+    const assets = new Map<string, Asset>()
+    const hash = createHash('sha256')
+    for (const file of [...files, new URL('../units.js', import.meta.url)]) {
+      const name = file.pathname.replace(/.*\//, '')
+      const type = TYPES[name.replace(/.*\./, '')]
+      if (type === undefined) continue
+      const body = await readFile(file)
+      hash.update(`${name} ${body.length}\n`).update(body)
+      assets.set(name, { type, body })
     }
-    return assets
+    return new Assets(`${ASSETS}/${hash.digest('base64url').slice(0, 16)}`, assets)
   }
 
   /** What is served at a path. */
   get(path: string): Asset | undefined {
-    return this.#assets.get(path)
+    const [name = ''] = path.split('/').slice(-1)
+    return this.path(name) === path ? this.#assets.get(name) : undefined
   }
 
   /** An asset's path. */
-  path(name: AssetName): string {
-    return this.#paths.get(name) as string
+  path(name: string): string {
+    return `${this.#folder}/${name}`
   }
 }

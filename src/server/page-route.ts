@@ -5,7 +5,14 @@ import { answer, type Headers } from './answer.ts'
 import { Assets } from './assets.ts'
 import { csrfCookie, csrfToken, type Fields, newCsrfToken } from './csrf.ts'
 import { Flashes } from './flashes.ts'
-import { PAGE_HEADERS, type PageRules, type PageState, renderError, renderForm } from './page.ts'
+import {
+  PAGE_HEADERS,
+  type PageRules,
+  type PageState,
+  renderError,
+  renderForm,
+  renderTokenNeeded,
+} from './page.ts'
 
 /** What a page shows again of a title that was refused, in UTF-16 units. */
 const TITLE_SHOWN_MAX = 1000
@@ -48,18 +55,21 @@ export class PageRoute {
     form: Fields | undefined,
   ): void {
     const status = error.status || 500
-    if (req.method === 'POST' && status !== 401) {
+    const root = rootOf(req)
+    const page = (body: string) =>
+      answer(req, res, status, { type: HTML, body }, { ...PAGE_HEADERS, ...headers })
+    if (status === 401) return page(renderTokenNeeded(root))
+    // What is no deeper than the form has the form's relative links.
+    if (req.method === 'POST' && root === './') {
       const title = form?.get('title')?.at(-1)
       const state = {
         // Typed by a person, it is never so long; by a machine, it would be kept until it is read.
         ...(title !== undefined && { title: title.slice(0, TITLE_SHOWN_MAX) }),
-        ...(error.errors ? { errors: error.errors } : { failure: sentence(error.message) }),
+        ...(error.errors ? { errors: error.errors } : { failure: error.message }),
       }
       return this.#answerForm(req, res, status, state, headers)
     }
-    const title = error.title || (STATUS_CODES[status] ?? 'Error')
-    const body = renderError(this.#assets, title, sentence(error.message))
-    answer(req, res, status, { type: HTML, body }, { ...PAGE_HEADERS, ...headers })
+    page(renderError(this.#assets, root, error.title || (STATUS_CODES[status] ?? 'Error'), error.message))
   }
 
   /** `GET /assets/…`; false where there is nothing of that name. */
@@ -89,7 +99,8 @@ export class PageRoute {
 
 const HTML = 'text/html; charset=utf-8'
 
-/** Our messages are clauses, as they stand after a program's name in a terminal. */
-function sentence(message: string): string {
-  return `${message.charAt(0).toUpperCase()}${message.slice(1)}.`
+/** From the address of a request to that of the form, whatever a proxy puts before both. */
+function rootOf({ url = '/' }: IncomingMessage): string {
+  const [path = ''] = url.replace(/^https?:\/\/[^/?]*/i, '').split('?', 1)
+  return '../'.repeat(Math.max(0, path.split('/').length - 2)) || './'
 }

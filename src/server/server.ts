@@ -34,6 +34,7 @@ import { limitConnections } from './connections.ts'
 import { checkPost, type Fields } from './csrf.ts'
 import { ProgressEvents } from './events.ts'
 import { KnownNames } from './known-names.ts'
+import { WELCOME } from './page.ts'
 import { PageRoute } from './page-route.ts'
 import { answerProgress, progressIdOf } from './progress-route.ts'
 
@@ -69,6 +70,8 @@ export interface ServerOptions {
   token?: string
   /** Whether a form without a title is refused. True by default. */
   titleRequired?: boolean
+  /** What the page says of where files go and who sees them: one sentence, text. */
+  welcome?: string
   /**
    * Host names, with their port where it is not the default one, under which browsers may reach the server
    * beside localhost, any IP address and the host it listens on. For a proxy in front, or a name in the DNS.
@@ -98,6 +101,7 @@ const OPTIONS: NamesOf<ServerOptions> = {
   headerTimeout: true,
   token: true,
   titleRequired: true,
+  welcome: true,
   publicNames: true,
   storage: true,
   progress: true,
@@ -132,9 +136,14 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
     await rm(path, { recursive: true, force: true })
     log.info('removed the temporary files of a dead server', { path })
   }
+  const limits = { ...DEFAULT_LIMITS, ...options.limits }
   const page = await PageRoute.open({
+    welcome: options.welcome ?? WELCOME,
     titleRequired: options.titleRequired ?? true,
-    bodyMax: options.limits?.body ?? DEFAULT_LIMITS.body,
+    allowEmpty: false,
+    bodyMax: limits.body,
+    nameMax: limits.nameBytes,
+    kinds: { ...ALL_KINDS, ...options.kinds },
   })
   const workspace = await Workspace.create(tmp)
   return new UploadServer(options, storage, workspace, page, log)
