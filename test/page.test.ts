@@ -344,6 +344,22 @@ test('what the server says is shown in the row, and retried on request', options
   assert.equal(record?.title, 'kept')
 })
 
+test('a file that is too large is refused early, and the page says why', options, async t => {
+  // With the form around it, which the page does not count.
+  const size = 30_000_000
+  const server = await start(t, [], { limits: { body: size } })
+  const page = await visit(t, server)
+  await page.setInputFiles('#file', await onDisk(t, 'big.bin', size))
+  await page.click('#send')
+  await page.waitForSelector('[data-state=failed]')
+  assert.match(
+    String(await page.textContent('.row .facts')),
+    /^Too large: a file has to be smaller than 30\sMB/,
+  )
+  assert.equal(await page.isVisible('.row .retry'), false)
+  assert.deepEqual(await published(server.dir), [])
+})
+
 test(
   'what the server would refuse is refused before anything is sent, and holds up nothing else',
   options,
@@ -368,7 +384,7 @@ test(
         'big.txt',
         'text/plain',
         Buffer.alloc(1024 ** 2 + 1),
-        'Too large: at most 1.04\u00a0MB per file can be sent here.',
+        'Too large: a file has to be smaller than 1.04\u00a0MB.',
       ],
       [
         `${'ä'.repeat(49)}.txt`,

@@ -88,7 +88,7 @@ function wordsOf(rules: PageRules): Record<string, string> {
     'title.max_length': `Too long: a title has at most ${TITLE_MAX} characters.`,
     'file.required': 'Choose a file.',
     'file.empty': 'This file is empty.',
-    body_too_large: `Too large: at most ${formatLimit(rules.bodyMax)} per file can be sent here.`,
+    body_too_large: `Too large: a file has to be smaller than ${formatLimit(rules.bodyMax)}.`,
     name_too_long: 'The name is too long. Give the file a shorter one and choose it again.',
     type_not_allowed: 'Files of this kind are not accepted here.',
     extension_not_allowed: 'Files of this kind are not accepted here.',
