@@ -5,6 +5,7 @@ import { readFileSync } from 'node:fs'
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'node:test'
+import { pathToFileURL } from 'node:url'
 import {
   connect,
   type getProgress,
@@ -74,6 +75,63 @@ except Exception as error:
 json.dump({'status': answer.status_code, 'body': answer.text, 'outcome': outcome}, sys.stdout)
 `
 
+const AIOHTTP_PROGRAM = `
+import aiohttp, asyncio, json, sys
+
+async def main():
+    request = json.load(sys.stdin)
+    headers, outcome = request['headers'], 'ok'
+    with open(request['path'], 'rb') as file:
+        if request['as'] == 'text':
+            body = file
+            headers['Content-Type'] = 'text/plain'
+        else:
+            body = aiohttp.FormData()
+            for name, value in request['fields'].items():
+                body.add_field(name, value)
+            # What it does not know the length of it sends in chunks.
+            body.add_field('file', file if request['as'] == 'form' else pieces(file), filename=file.name.split('/')[-1])
+        async with aiohttp.ClientSession() as session:
+            async with session.post(request['url'], data=body, headers=headers) as answer:
+                text = await answer.text()
+                try:
+                    answer.raise_for_status()
+                except Exception as error:
+                    outcome = type(error).__name__
+                json.dump({'status': answer.status, 'body': text, 'outcome': outcome}, sys.stdout)
+
+async def pieces(file):
+    while piece := file.read(65536):
+        yield piece
+
+asyncio.run(main())
+`
+
+const AXIOS_PROGRAM = `
+import axios from ${JSON.stringify(pathToFileURL(join(ROOT, 'node_modules/axios/index.js')).href)}
+import FormData from ${JSON.stringify(pathToFileURL(join(ROOT, 'node_modules/form-data/lib/form_data.js')).href)}
+import fs from 'node:fs'
+import { basename } from 'node:path'
+import { PassThrough } from 'node:stream'
+import { text } from 'node:stream/consumers'
+const request = JSON.parse(await text(process.stdin))
+const file = fs.createReadStream(request.path)
+let body = file
+if (request.as === 'text') request.headers['Content-Type'] = 'text/plain'
+else {
+  body = new FormData()
+  for (const [name, value] of Object.entries(request.fields)) body.append(name, value)
+  // What it does not know the length of it sends in chunks.
+  body.append('file', request.as === 'form' ? file : file.pipe(new PassThrough()), basename(request.path))
+}
+const config = { headers: request.headers, maxBodyLength: Infinity, transformResponse: body => body }
+const seen = await axios.post(request.url, body, config).then(
+  ({ status, data }) => ({ status, body: data, outcome: 'ok' }),
+  ({ code, message, response }) => ({ status: response?.status, body: response?.data ?? message, outcome: code }),
+)
+process.stdout.write(JSON.stringify(seen))
+`
+
 const PERL_PROGRAM = `
 use strict; use warnings; use JSON::PP; use LWP::UserAgent; use HTTP::Request::Common qw(POST);
 my $request = decode_json(join '', <STDIN>);
@@ -115,18 +173,14 @@ const CLIENTS: Record<string, Client> = {
 
   wget: {
     probe: ['wget', '--version'],
-    async send({ url, headers, path, fields, as }) {
-      const prepared = as === 'text' ? path : `${path}.form`
-      if (as === 'form') {
-        const file = { name: 'file', filename: fileName(path), body: await readFile(path) }
-        const parts = [...pairs(fields).map(([name, body]) => ({ name, body })), file]
-        await writeFile(prepared, multipart(parts, BOUNDARY))
-      }
-      const all = { ...headers, 'Content-Type': as === 'text' ? 'text/plain' : FORM_TYPE }
+    async send(request) {
+      const { url, headers } = request
+      const { body, type } = await prepared(request)
+      const all = { ...headers, 'Content-Type': type }
       const { code, stdout, stderr } = await run('wget', [
         ...['--no-config', '--tries=1', '-S', '-nv', '--content-on-error', '-O', '-'],
         ...pairs(all).map(([name, value]) => `--header=${name}: ${value}`),
-        `--post-file=${prepared}`,
+        `--post-file=${body}`,
         url,
       ])
       const status = Number(/^ *HTTP\/1\.1 (\d+)/m.exec(stderr)?.[1])
@@ -165,10 +219,70 @@ const CLIENTS: Record<string, Client> = {
     send: request => script(PYTHON, ['-c', PYTHON_PROGRAM], request),
   },
 
+  aiohttp: {
+    probe: [PYTHON, '-c', 'import aiohttp'],
+    send: request => script(PYTHON, ['-c', AIOHTTP_PROGRAM], request),
+  },
+
+  axios: {
+    probe: [process.execPath, '--version'],
+    send: request => script(process.execPath, ['--input-type=module', '-e', AXIOS_PROGRAM], request),
+  },
+
+  'Ansible uri': {
+    probe: [PYTHON, '-c', 'import ansible.modules.uri'],
+    async send(request) {
+      const { body, type } = await prepared(request)
+      const { stdout, stderr } = await run(PYTHON, ['-m', 'ansible.modules.uri'], {
+        input: Buffer.from(
+          JSON.stringify({
+            ANSIBLE_MODULE_ARGS: {
+              ...{ url: request.url, method: 'POST', src: body, remote_src: true, return_content: true },
+              ...{ status_code: [201], headers: { ...request.headers, 'Content-Type': type } },
+            },
+          }),
+        ),
+      })
+      assert.ok(stdout, stderr)
+      const { status, content, failed } = JSON.parse(stdout)
+      return { status, body: content ?? '', outcome: failed ? 'failed' : 'ok' }
+    },
+  },
+
+  HttpURLConnection: {
+    probe: ['java', '--version'],
+    send: request => java('UrlConnection.java', request),
+  },
+
+  HttpClient: {
+    probe: ['java', '--version'],
+    send: request => java('Client.java', request),
+  },
+
   LWP: {
     probe: ['perl', '-MLWP::UserAgent', '-MJSON::PP', '-e', '1'],
     send: request => script('perl', ['-e', PERL_PROGRAM], request),
   },
+}
+
+/** A body in a file and its type, for those that make no forms. */
+async function prepared({ path, fields, as }: Request): Promise<{ body: string; type: string }> {
+  if (as === 'text') return { body: path, type: 'text/plain' }
+  const file = { name: 'file', filename: fileName(path), body: await readFile(path) }
+  const parts = [...pairs(fields).map(([name, body]) => ({ name, body })), file]
+  await writeFile(`${path}.form`, multipart(parts, BOUNDARY))
+  return { body: `${path}.form`, type: FORM_TYPE }
+}
+
+async function java(program: string, request: Request): Promise<Seen> {
+  const { body, type } = await prepared(request)
+  const source = join(ROOT, 'test/fixtures/clients', program)
+  const headers = pairs({ ...request.headers, 'Content-Type': type }).flat()
+  const known = String(request.as !== 'form of unknown length')
+  const { stdout, stderr } = await run('java', [source, request.url, body, known, ...headers])
+  assert.ok(stdout, stderr)
+  const [status, outcome = '', ...rest] = stdout.split('\n')
+  return { status: Number(status), body: rest.join('\n'), outcome }
 }
 
 async function script(command: string, args: readonly string[], request: Request): Promise<Seen> {

@@ -47,7 +47,6 @@ interface ServeOptions {
   handler: string[]
   token?: string
   title: 'optional' | 'required'
-  allowEmpty: boolean
   welcome?: string
   publicName: string[]
   grace: number
@@ -119,7 +118,6 @@ export function serveCommand(host: Host): Command {
         // UPLOADR_TITLE is the title that push sends.
         .env('UPLOADR_SERVE_TITLE'),
     )
-    .addOption(option('--allow-empty', 'store empty files too').default(false, 'off'))
     .addOption(
       option(
         '--welcome <text>',
@@ -225,7 +223,6 @@ function serverOptions(
       denyExtensions: options.denyExtension,
     },
     titleRequired: options.title === 'required',
-    allowEmpty: options.allowEmpty,
     ...(options.welcome !== undefined && { welcome: options.welcome }),
     publicNames: options.publicName,
     log,
