@@ -10,6 +10,8 @@ const TABLE = {
   bad_request: { status: 400, exit: 6, title: 'Bad request' },
   malformed_body: { status: 400, exit: 6, title: 'The form could not be read' },
   truncated_body: { status: 400, exit: 6, title: 'The body ended early' },
+  partial_upload: { status: 400, exit: 6, title: 'A piece of an upload' },
+  bad_digest: { status: 400, exit: 6, title: 'Wrong digest' },
   name_too_long: { status: 400, exit: 6, title: 'A file name is too long' },
   bad_progress_id: { status: 400, exit: 6, title: 'Bad progress id' },
   bad_callback: { status: 400, exit: 6, title: 'Bad callback name' },

@@ -64,12 +64,20 @@ export interface StoredFile {
   sha256?: string
   /** The upload handler that staged it. */
   handler: string
+  /** What arrived of it, where a handler stored other bytes than that: what a client compares with what it sent. */
+  arrived?: { size: number; sha256?: string }
+  /** The digests that its part announced, in the form of RFC 9530's Content-Digest; found right. */
+  contentDigest?: string
 }
 
 /** The JSON answer to an upload that was stored. */
 export interface Receipt {
   id: string
   title: string
+  /** The form's fields beside the title, but for its CSRF token; absent where there are none. */
+  fields?: Record<string, string[]>
+  /** The digests of the whole body that the request announced, as Content-Digest has them; found right. */
+  contentDigest?: string
   files: StoredFile[]
 }
 

@@ -88,7 +88,7 @@ test('over HTTP: a problem with the errors of the fields, and nothing stored', a
   const cases = [
     { parts: [], errors: { title: [REQUIRED], file: [REQUIRED] } },
     { parts: [TITLE, { name: 'file', body: 'only text' }], errors: { file: [REQUIRED] } },
-    { parts: [TITLE, { name: 'file', filename: '..', body: 'x' }], errors: { file: [REQUIRED] } },
+    { parts: [TITLE, { name: 'file', filename: '..', body: '' }], errors: { file: [REQUIRED] } },
     { parts: [TITLE, { name: 'file', filename: 'a.txt', body: '' }], errors: { file: [EMPTY] } },
     { parts: [{ name: 'file', filename: 'a.txt', body: 'x' }], errors: { title: [REQUIRED] } },
   ]

@@ -105,7 +105,7 @@ test('a part that busboy loses, or cannot read, refuses the form: never a file l
     base64: [head(DISPOSITION, 'Content-Transfer-Encoding: base64'), 'aGVsbG8='],
     'quoted-printable': [head(DISPOSITION, 'Content-Transfer-Encoding: quoted-printable'), 'a=3Db'],
     'a field in a charset nobody decodes': [
-      head('Content-Disposition: form-data; name="note"', 'Content-Type: text/plain; charset=windows-1251'),
+      head('Content-Disposition: form-data; name="note"', 'Content-Type: text/plain; charset=nope'),
       'xx',
     ],
   }
@@ -137,7 +137,7 @@ test('a delimiter that is none', async t => {
       `--BOUNDARY\r\nContent-Disposition: form-data; name="title"\r\n\r\nx\r\n` +
         `--BOUNDARY${delimiter}${DISPOSITION}\r\n\r\nbytes\r\n--BOUNDARY--\r\n`,
     )
-  const rows = { padding: '  \r\n', 'a tab': '\t\r\n', 'LF alone': '\n', 'CR alone': '\r', dash: '-\r\n' }
+  const rows = { padding: '  x\r\n', 'a tab': '\t\n', 'LF alone': '\n', 'CR alone': '\r', dash: '-\r\n' }
   for (const [row, delimiter] of Object.entries(rows)) {
     for (const chunk of [1000, 3, 1]) {
       await t.test(`${row} after the boundary, ${chunk} bytes a read`, async () => {
@@ -283,7 +283,7 @@ test('content types', async t => {
     ['multipart/form-data; boundary=a=b', 'malformed_body'],
     ['multipart/form-data; boundary=a/b', 'malformed_body'],
     ['multipart/form-data; boundary=BOUNDARY;', 'malformed_body'],
-    ['multipart/form-data; boundary=ANOTHER', 'truncated_body'],
+    ['multipart/form-data; boundary=ANOTHER', 'malformed_body'],
   ]
   for (const [type, code] of rows) {
     await t.test(`${JSON.stringify(type)}: ${code}`, async () => {
@@ -398,7 +398,7 @@ test('random chunking against a sink of random slowness', async t => {
 test('names', async t => {
   const at = await startServer(t)
   const long = (unit: string, count: number) => unit.repeat(count)
-  const rows: [string, string, string?][] = [
+  const rows: [string, string, string][] = [
     ['plain', 'filename="a.bin"', 'a.bin'],
     ['unquoted', 'filename=a.bin', 'a.bin'],
     ['UTF-8', 'filename="ünï.bin"', 'ünï.bin'],
@@ -421,18 +421,18 @@ test('names', async t => {
     ['a device of Windows', 'filename="con.txt"', 'con.txt'],
     ['a colon', 'filename="a:b"', 'a:b'],
     ['three dots', 'filename="..."', '...'],
-    ['emoji', 'filename="👩‍🚀.bin"', '👩🚀.bin'],
+    ['emoji', 'filename="👩‍🚀.bin"', '👩‍🚀.bin'],
     ['255 bytes', `filename="${long('a', 251)}.bin"`, `${long('a', 251)}.bin`],
     ['256 bytes', `filename="${long('a', 252)}.bin"`, `${long('a', 251)}.bin`],
     ['CJK is cut by bytes', `filename="${long('字', 100)}.bin"`, `${long('字', 83)}.bin`],
     ['emoji are cut whole', `filename="${long('🚀', 64)}.bin"`, `${long('🚀', 62)}.bin`],
     ['an extension that is none', `filename="a.${long('b', 300)}"`, `a.${long('b', 253)}`],
-    ['two dots', 'filename=".."'],
-    ['one dot', 'filename="."'],
-    ['nothing', 'filename=""'],
-    ['a folder', 'filename="a/"'],
-    ['invisible characters only', 'filename="\u200b\u202e"'],
-    ['a path to nothing', 'filename="a/.."'],
+    ['two dots', 'filename=".."', 'file.bin'],
+    ['one dot', 'filename="."', 'file.bin'],
+    ['nothing', 'filename=""', 'file.bin'],
+    ['a folder', 'filename="a/"', 'file.bin'],
+    ['invisible characters only', 'filename="\u200b\u202e"', 'file.bin'],
+    ['a path to nothing', 'filename="a/.."', 'file.bin'],
   ]
   for (const [row, parameter, expected] of rows) {
     await t.test(row, async () => {
@@ -442,16 +442,9 @@ test('names', async t => {
       )
       const form = multipart([TITLE, { headers, body: 'x' }])
       const answer = await post(at.url, form)
-      if (expected === undefined) {
-        assert.equal(answer.status, 422, answer.text)
-        assert.deepEqual(answer.json.errors, {
-          file: [{ message: 'This field is required.', code: 'required' }],
-        })
-      } else {
-        assert.equal(answer.status, 201, answer.text)
-        assert.equal(answer.json.files[0].sentAs, expected)
-        await assertStored(at.dir, answer.json.files[0], Buffer.from('x'))
-      }
+      assert.equal(answer.status, 201, answer.text)
+      assert.equal(answer.json.files[0].sentAs, expected)
+      await assertStored(at.dir, answer.json.files[0], Buffer.from('x'))
     })
   }
   await t.test('bytes that are no UTF-8', async () => {
@@ -699,8 +692,13 @@ test('what memory holds is bounded over all requests and given back, whatever th
 })
 
 test('a part that nobody reads does not hold the form up', async t => {
+  const skip: UploadHandler = {
+    name: 'skip',
+    open: (file, next) =>
+      file.name === 'file.bin' ? { write() {}, close: () => undefined, abort() {} } : next(file),
+  }
   for (const options of Object.values(WAYS)) {
-    const at = await startServer(t, options)
+    const at = await startServer(t, { ...options, handlers: [skip] })
     const unread = { ...FILE, filename: '..', body: randomFile(1_000_000) }
     const [file, ...rest] = await stored(at, multipart([unread, TITLE, FILE, { ...unread, body: 'x' }]), {
       chunk: 65_536,

@@ -47,6 +47,7 @@ interface ServeOptions {
   handler: string[]
   token?: string
   title: 'optional' | 'required'
+  allowEmpty: boolean
   welcome?: string
   publicName: string[]
   grace: number
@@ -118,6 +119,7 @@ export function serveCommand(host: Host): Command {
         // UPLOADR_TITLE is the title that push sends.
         .env('UPLOADR_SERVE_TITLE'),
     )
+    .addOption(option('--allow-empty', 'store empty files too').default(false, 'off'))
     .addOption(
       option(
         '--welcome <text>',
@@ -223,6 +225,7 @@ function serverOptions(
       denyExtensions: options.denyExtension,
     },
     titleRequired: options.title === 'required',
+    allowEmpty: options.allowEmpty,
     ...(options.welcome !== undefined && { welcome: options.welcome }),
     publicNames: options.publicName,
     log,

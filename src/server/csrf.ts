@@ -1,14 +1,15 @@
 import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import { UploadError } from '../errors.ts'
+import { CSRF_FIELD } from '../upload/form.ts'
 import { sameText } from './access.ts'
 import { isBrowser, isForeign } from './browser.ts'
 import { readCookie } from './cookies.ts'
 import type { KnownNames } from './known-names.ts'
 
+export { CSRF_FIELD }
 /** The tutorial's, and so Django's, names. */
 export const CSRF_COOKIE = 'csrftoken'
-export const CSRF_FIELD = 'csrfmiddlewaretoken'
 export const CSRF_HEADER = 'X-CSRFToken'
 
 // Django's tokens too: another server on this host may have set the cookie, as cookies know no ports.

@@ -16,9 +16,10 @@ import { hiddenFolder, LocalStorage } from '../storage/local.ts'
 import type { OnConflict, StagedFile, Storage } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
 import { admission } from '../upload/admission.ts'
+import { withArrivals } from '../upload/arrivals.ts'
 import { hasArrived } from '../upload/body.ts'
 import { disk } from '../upload/disk.ts'
-import { checkForm } from '../upload/form.ts'
+import { checkForm, keptFields } from '../upload/form.ts'
 import { compose, type UploadHandler } from '../upload/handler.ts'
 import { ALL_KINDS, type KindRules, kinds } from '../upload/kinds.ts'
 import { memory } from '../upload/memory.ts'
@@ -70,6 +71,8 @@ export interface ServerOptions {
   token?: string
   /** Whether a form without a title is refused. True by default. */
   titleRequired?: boolean
+  /** Whether empty files are stored. False by default. */
+  allowEmpty?: boolean
   /** What the page says of where files go and who sees them: one sentence, text. */
   welcome?: string
   /**
@@ -101,6 +104,7 @@ const OPTIONS: NamesOf<ServerOptions> = {
   headerTimeout: true,
   token: true,
   titleRequired: true,
+  allowEmpty: true,
   welcome: true,
   publicNames: true,
   storage: true,
@@ -140,7 +144,7 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
   const page = await PageRoute.open({
     welcome: options.welcome ?? WELCOME,
     titleRequired: options.titleRequired ?? true,
-    allowEmpty: false,
+    allowEmpty: options.allowEmpty ?? false,
     bodyMax: limits.body,
     nameMax: limits.nameBytes,
     kinds: { ...ALL_KINDS, ...options.kinds },
@@ -235,7 +239,7 @@ export class UploadServer {
         ...this.#limits,
       }),
       kinds({ ...ALL_KINDS, ...options.kinds }),
-      ...(options.handlers ?? []),
+      ...withArrivals(options.handlers ?? [], options.sha256 ?? true),
       memory(memoryOptions),
       this.#disk,
     ])
@@ -461,16 +465,24 @@ export class UploadServer {
           return storage.accepts?.(name)
         },
       })
-      const { fields, files } = await unlessAbandoned(receiving)
+      const { fields, files, blanks, contentDigest } = await unlessAbandoned(receiving)
       staged = files
       noted.form = fields
       // Where there was no file to check it at.
       checkCsrf?.(fields)
-      const title = checkForm(fields, files, { titleRequired: this.#options.titleRequired ?? true })
+      const { titleRequired = true, allowEmpty = false } = this.#options
+      const title = checkForm(fields, files, { titleRequired, allowEmpty }, blanks)
+      const kept = keptFields(fields)
       await unlessAbandoned(this.#chain.complete(upload, files))
       incoming.publishing = true
       const { id, time, from } = upload
-      receipt = { id, title, files: await storage.publish({ id, title, time, from }, files) }
+      const said = { ...(kept && { fields: kept }), ...(contentDigest !== undefined && { contentDigest }) }
+      receipt = {
+        id,
+        title,
+        ...said,
+        files: await storage.publish({ id, title, time, from, ...said }, files),
+      }
     } catch (thrown) {
       const error = UploadError.from(thrown, 'handler_failed', 'completing the upload')
       await release()

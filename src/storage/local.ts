@@ -233,9 +233,13 @@ class Publication {
       title: upload.title,
       time,
       from: upload.from,
-      files: files.map(({ field, name, size, type, sha256, handler }) => {
-        return { field, name, sentAs: name, size, type, ...(sha256 !== undefined && { sha256 }), handler }
-      }),
+      ...(upload.fields && { fields: upload.fields }),
+      ...(upload.contentDigest !== undefined && { contentDigest: upload.contentDigest }),
+      files: files.map(({ field, name, size, type, sha256, handler, arrived, contentDigest }) => ({
+        ...{ field, name, sentAs: name, size, type, ...(sha256 !== undefined && { sha256 }), handler },
+        ...(arrived && { arrived }),
+        ...(contentDigest !== undefined && { contentDigest }),
+      })),
     }
   }
 

@@ -1,4 +1,4 @@
-import type { Awaitable, StoredFile } from '../protocol.ts'
+import type { Awaitable, Receipt, StoredFile } from '../protocol.ts'
 
 /**
  * A file that a handler has received whole and nobody can see yet: what a handler's sink hands over
@@ -15,6 +15,9 @@ export interface StagedFile {
   readonly sha256?: string | undefined
   /** The name of the handler that staged it. */
   readonly handler: string
+  /** Set by the receiver, as `StoredFile` has them, where there is something to say. */
+  arrived?: StoredFile['arrived']
+  contentDigest?: string
   readonly bytes?: Uint8Array
   readonly path?: string
   /** True where `path` has been synced to disk: a storage that renames it need not sync its data again. */
@@ -38,6 +41,8 @@ export interface UploadFacts {
   readonly time: Date
   /** The client's address. */
   readonly from: string
+  readonly fields?: Receipt['fields']
+  readonly contentDigest?: Receipt['contentDigest']
 }
 
 /** The small JSON document kept for each upload. */
@@ -47,6 +52,9 @@ export interface UploadRecord {
   /** ISO 8601, UTC. */
   time: string
   from: string
+  /** As `Receipt` has them. */
+  fields?: Record<string, string[]>
+  contentDigest?: string
   files: StoredFile[]
 }
 

@@ -2,6 +2,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { UploadError } from '../errors.ts'
 import type { Awaitable, Phase, StoredFile } from '../protocol.ts'
 import type { StagedFile } from '../storage/storage.ts'
+import type { WantedDigest } from './content-digest.ts'
 
 /** One request on its way in, as handlers see it. Its numbers move while it runs. */
 export interface Upload {
@@ -24,8 +25,10 @@ export interface FileInfo {
   readonly field: string
   /** Cleaned: one plain path component of at most 255 UTF-8 bytes. */
   readonly name: string
-  /** The declared media type without parameters; `application/octet-stream` for none. Never trust it. */
+  /** The declared media type without parameters; `text/plain` for none (RFC 7578, 4.4). Never trust it. */
   readonly type: string
+  /** What the part's head says of its bytes, in Content-Digest or Content-MD5; it is compared before `close`. */
+  readonly digests?: readonly WantedDigest[]
 }
 
 /**

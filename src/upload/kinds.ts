@@ -1,5 +1,6 @@
 import { extname } from 'node:path'
 import { UploadError } from '../errors.ts'
+import { trimBlanks } from './filename.ts'
 import type { UploadHandler } from './handler.ts'
 
 export interface KindRules {
@@ -31,7 +32,7 @@ export function kinds(rules: KindRules): UploadHandler {
       }
       const extension = bare(extname(file.name))
       // Windows, and some web servers, look at every extension: `shell.php.jpg`.
-      const all = lower(file.name).split('.').slice(1)
+      const all = lower(file.name).split('.').slice(1).map(trimBlanks)
       const denied = all.some(each => extensions.deny.includes(each))
       if (denied || (extensions.allow.length > 0 && !extensions.allow.includes(extension))) {
         const what = extension === '' ? 'has no extension' : `ends in .${extension}`
@@ -47,5 +48,5 @@ function lower(text: string): string {
 }
 
 function bare(extension: string): string {
-  return lower(extension).replace(/^\./, '')
+  return trimBlanks(lower(extension).replace(/^\./, ''))
 }

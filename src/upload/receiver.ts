@@ -5,9 +5,12 @@ import type { Awaitable, Phase } from '../protocol.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
 import { type Body, bodyOf, hasArrived } from './body.ts'
-import { cleanFileName } from './filename.ts'
-import { type FieldInfo, type FormListener, FormParser, malformed, type PartInfo } from './form-parser.ts'
+import { DigestCheck, wantedDigests } from './content-digest.ts'
+import { FormFields } from './fields.ts'
+import { cleanFileName, nameByField } from './filename.ts'
+import { type FormListener, FormParser, type PartHead } from './form-parser.ts'
 import type { FileInfo, FileSink, Upload, UploadHandler } from './handler.ts'
+import { charsetOf } from './part-head.ts'
 import { every } from './ticks.ts'
 
 export type ReceiveLimits = Pick<
@@ -23,9 +26,6 @@ export interface FieldMemory {
   held: number
   readonly max: number
 }
-
-/** What a field name or a media type may take, in bytes: they go into records, answers and logs. */
-const LABEL_MAX_BYTES = 255
 
 export interface ReceiveOptions {
   fieldMemory: FieldMemory
@@ -44,6 +44,10 @@ export interface Received {
   /** Values by field name, in order of arrival. */
   fields: ReadonlyMap<string, readonly string[]>
   files: readonly StagedFile[]
+  /** The fields of parts that are no files: empty and without a name, as of an input that was left alone. */
+  blanks: readonly string[]
+  /** The digests of the whole body that the request announced, once they were found right. */
+  contentDigest: string | undefined
 }
 
 /** The `Upload` of one request. */
@@ -99,12 +103,26 @@ export async function receive(
   return reception.run()
 }
 
-/** Refuses what can be refused by the request's head: too long a body, another media type than a form's. */
+/** Refuses what can be refused by the request's head: too long a body, a piece of one, another media type than a form's. */
 export function announced(limits: Pick<Limits, 'body'>): UploadHandler {
   return {
     name: 'announced',
     begin({ size, headers }) {
       if (size !== undefined && size > limits.body) throw bodyTooLarge(limits.body, size)
+      const range = headers['content-range']
+      // RFC 9110, 14.5: for a method that defines no use of it, a piece would be taken for the whole.
+      if (range !== undefined) {
+        throw new UploadError(
+          'partial_upload',
+          `an upload is sent whole, not as ${range.slice(0, 100)} of it`,
+        )
+      }
+      const coding = headers['content-encoding'] || 'identity'
+      if (coding.toLowerCase() !== 'identity') {
+        const detail = `an upload is sent as it is, not in Content-Encoding ${coding.slice(0, 100)}`
+        throw new UploadError('unsupported_media_type', detail)
+      }
+      digestsOf(headers)
       const mediaType = headers['content-type']?.split(';', 1)[0]?.trim().toLowerCase()
       if (mediaType === 'multipart/form-data') return
       const sent = mediaType ? `not ${mediaType}` : 'and the request has no Content-Type'
@@ -120,10 +138,14 @@ class Reception implements FormListener {
   readonly #options: ReceiveOptions
   readonly #parser: FormParser
   readonly #body: Body
-  readonly #fields = new Map<string, string[]>()
+  readonly #fields: FormFields
+  readonly #blanks: string[] = []
+  readonly #digest: DigestCheck | undefined
   /** The sink of the file that is being received; undefined where its bytes are skipped. */
   #sink: FileSink | undefined
   #file: FileInfo | undefined
+  /** The file in hand while it has neither a name nor a byte. */
+  #nameless: PartHead | undefined
   /** By file, in order; undefined until it is staged, and for a skipped one. */
   readonly #staged: (StagedFile | undefined)[] = []
   /** Every file whose end has come, on its way to staged; none of these rejects. */
@@ -141,7 +163,11 @@ class Reception implements FormListener {
     this.#req = req
     this.#upload = upload
     this.#options = options
-    this.#parser = new FormParser(req.headers['content-type'] ?? '', options.limits, this)
+    const contentType = req.headers['content-type'] ?? ''
+    this.#fields = new FormFields(charsetOf(contentType))
+    this.#parser = new FormParser(contentType, options.limits, this)
+    const wanted = digestsOf(req.headers)
+    this.#digest = wanted && new DigestCheck(wanted)
     const { body } = options.limits
     const counted = (bytes: number) => {
       upload.received += bytes
@@ -153,14 +179,21 @@ class Reception implements FormListener {
   async run(): Promise<Received> {
     try {
       this.#watchRequest()
-      const reading = this.#body.read(chunk => this.#parser.write(chunk))
+      const digest = this.#digest
+      const reading = this.#body.read(chunk => {
+        digest?.update(chunk)
+        return this.#parser.write(chunk)
+      })
       this.#options.askForBody?.()
       await reading
       this.#parser.end()
+      this.#fields.end()
+      const contentDigest = digest?.finish('the body')
       this.#upload.phase = 'storing'
       await Promise.all(this.#closing)
       if (this.#failure) throw this.#failure
-      return { fields: this.#fields, files: this.#staged.filter(file => file !== undefined) }
+      const files = this.#staged.filter(file => file !== undefined)
+      return { fields: this.#fields.values, files, blanks: this.#blanks, contentDigest }
     } catch (thrown) {
       const error = this.#failure ?? UploadError.from(thrown, 'handler_failed', this.#doing())
       await this.#abortSink(error)
@@ -188,23 +221,20 @@ class Reception implements FormListener {
     return this.#body.hasFailed
   }
 
-  field(name: string | undefined, value: string | undefined, info: FieldInfo): void {
+  field({ name, charset, digests }: PartHead, bytes: string): void {
     const { fields, fieldBytes } = this.#options.limits
     if (++this.#fieldCount > fields) {
       throw new UploadError('too_many_fields', `the form has more than ${plural(fields, 'field')}`)
     }
-    if (name === undefined) throw malformed('a field has no name')
-    checkLabel('the name of a field', name)
-    if (value === undefined) throw malformed(`the field ${name} is in an unsupported charset`)
-    checkEncoding(name, info.encoding)
-    this.#fieldBytes += Buffer.byteLength(name) + Buffer.byteLength(value)
+    this.#fieldBytes += Buffer.byteLength(name) + bytes.length
     if (this.#fieldBytes > fieldBytes) throw fieldsTooLarge(fieldBytes)
-    // The value takes the place of its pieces.
-    this.#holdFields(Buffer.byteLength(value) - this.#piecesHeld)
     this.#piecesHeld = 0
-    const values = this.#fields.get(name)
-    if (values) values.push(value)
-    else this.#fields.set(name, [value])
+    if (digests) {
+      const check = new DigestCheck(digests)
+      check.update(Buffer.from(bytes, 'latin1'))
+      check.finish(`the field ${name}`)
+    }
+    this.#fields.add(name, bytes, charset)
   }
 
   fieldData(bytes: number): void {
@@ -224,23 +254,23 @@ class Reception implements FormListener {
     throw new UploadError('too_many_uploads', held)
   }
 
-  file(field: string | undefined, info: PartInfo): Awaitable<void> {
+  file(head: PartHead): Awaitable<void> {
     const { files, nameBytes } = this.#options.limits
     if (++this.#fileCount > files) {
       throw new UploadError('too_many_files', `the form has more than ${plural(files, 'file')}`)
     }
-    if (field === undefined) throw malformed('a file has no field name')
-    checkLabel("the name of a file's field", field)
-    checkLabel('a media type', info.mimeType)
-    checkEncoding(field, info.encoding)
-    const length = Buffer.byteLength(info.filename ?? '')
+    const length = Buffer.byteLength(head.filename ?? '')
     if (length > nameBytes) throw nameTooLong(length, nameBytes)
-    const name = cleanFileName(info.filename ?? '')
-    // What a browser sends for an input left empty, and names such as `..`: no file, by Django's rules.
-    if (name === undefined) return
-    const file = { field, name, type: info.mimeType }
+    const name = cleanFileName(head.filename ?? '')
+    if (name !== undefined) return this.#begin(head, name)
+    // What a browser sends for an input left alone, and no file; unless bytes come.
+    this.#nameless = head
+  }
+
+  #begin({ name: field, type, digests }: PartHead, name: string): Awaitable<void> {
+    const file: FileInfo = { field, name, type, ...(digests && { digests }) }
     this.#file = file
-    const accepting = this.#options.accepts?.(name, this.#fields)
+    const accepting = this.#options.accepts?.(name, this.#fields.values)
     // Lets a file wait where OPEN_MAX before it are not all staged; meanwhile no more of the body is read.
     const before = this.#closing[this.#closing.length - OPEN_MAX]
     if (accepting || before) return Promise.all([accepting, before]).then(() => this.#open(file))
@@ -257,10 +287,21 @@ class Reception implements FormListener {
   }
 
   fileData(bytes: Buffer): Awaitable<void> {
-    return this.#sink?.write(bytes)
+    const head = this.#nameless
+    if (!head) return this.#sink?.write(bytes)
+    this.#nameless = undefined
+    const opening = this.#begin(head, nameByField(head.name, head.type))
+    return opening ? opening.then(() => this.#writeFirst(bytes)) : this.#sink?.write(bytes)
+  }
+
+  /** Unless it is over by now: the sink is aborted then, and nothing written. */
+  #writeFirst(bytes: Buffer): Awaitable<void> {
+    if (!this.isOver) return this.#sink?.write(bytes)
   }
 
   fileEnd(): void {
+    if (this.#nameless) this.#blanks.push(this.#nameless.name)
+    this.#nameless = undefined
     const sink = this.#sink
     const file = this.#file
     this.#sink = undefined
@@ -315,15 +356,9 @@ class Reception implements FormListener {
   }
 }
 
-/** RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded. */
-function checkEncoding(field: string, encoding: string): void {
-  if (encoding === '7bit' || encoding === '8bit' || encoding === 'binary') return
-  throw malformed(`the part ${field} has Content-Transfer-Encoding ${encoding}, which is not supported`)
-}
-
-function checkLabel(what: string, label: string): void {
-  const bytes = Buffer.byteLength(label)
-  if (bytes > LABEL_MAX_BYTES) throw malformed(`${what} has ${bytes} bytes, ${LABEL_MAX_BYTES} are allowed`)
+/** What the request's head says of its body. Throws a `bad_digest` where it cannot be read. */
+function digestsOf(headers: IncomingMessage['headers']) {
+  return wantedDigests(name => headers[name]?.toString())
 }
 
 function noHandler(file: FileInfo): never {

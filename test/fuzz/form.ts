@@ -4,7 +4,7 @@ import { Random } from './random.ts'
 export const LIMITS = { body: 200_000, files: 6, fields: 9, fieldBytes: 3000, idle: 1000 } as const
 
 export interface FuzzFile {
-  /** What a server stores it as; undefined for a name that means no file. */
+  /** What a server stores it as; undefined for an empty one whose name means no file. */
   name: string | undefined
   bytes: Buffer
 }
@@ -19,6 +19,8 @@ export interface FuzzCase {
   /** Must be stored, with these files; must be refused; or nobody knows (it was mutated). */
   verdict: 'stored' | 'refused' | 'unknown'
   files: FuzzFile[]
+  /** Values by name, but for the title. */
+  fields: Record<string, string[]>
   /** Nothing was mutated, whatever becomes of the sending. */
   isWhole: boolean
   title: string
@@ -42,6 +44,15 @@ export interface Sending {
 const PLAIN = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'
 const BOUNDARY = `${PLAIN}'()+_,-./:=?`
 
+/** Parts that are files without a name, and what they are stored as. */
+const NAMELESS: [disposition: string, type: string | undefined, name: string][] = [
+  ['name="file"', 'application/octet-stream', 'file.bin'],
+  ['name="photo"', 'image/jpeg', 'photo.jpg'],
+  ['name="note"; filename=""', 'text/plain', 'note.txt'],
+  ['name="note"; filename=""', undefined, 'note.txt'],
+  ['name="x"', 'constructor/x', 'x.bin'],
+]
+
 /** How names are sent, and what they mean. */
 const NAMES: [string, string | undefined][] = [
   ['a.txt', 'a.txt'],
@@ -54,6 +65,10 @@ const NAMES: [string, string | undefined][] = [
   ['größe 🚀.png', 'größe 🚀.png'],
   ['%22quoted%22.txt', '"quoted".txt'],
   ['\u202etxt.exe', 'txt.exe'],
+  ['a\u3000b\u202f.txt', 'a\u3000b\u202f.txt'],
+  ['\u2800\u3164', undefined],
+  ['👩\u200d🚀.p\u200dhp\u2800', '👩\u200d🚀.php'],
+  ['=?utf-8?B?w5wvLi4vYi50eHQ=?=', 'b.txt'],
   [`${'n'.repeat(400)}.gz`, `${'n'.repeat(252)}.gz`],
   ['__proto__', '__proto__'],
   ['con.txt', 'con.txt'],
@@ -98,13 +113,18 @@ export function makeCase(seed: number): FuzzCase {
         random.text(1 + random.below(10), PLAIN),
         safeBody(random, boundary, random.size(1000)).toString('latin1'),
       )
+    } else if (random.chance(0.1)) {
+      const [head, type, name] = random.pick(NAMELESS)
+      const body = safeBody(random, boundary, random.size(5000))
+      files.push({ name: body.length > 0 ? name : undefined, bytes: body })
+      part(head, type, body)
     } else {
       const [sent, name] = random.chance(0.7)
         ? [`${random.text(8, PLAIN)}.bin`, undefined]
         : random.pick(NAMES)
       const body = safeBody(random, boundary, random.chance(0.05) ? 0 : 1 + random.size(60_000))
       const known = NAMES.some(([each]) => each === sent)
-      files.push({ name: known ? name : sent, bytes: body })
+      files.push({ name: known ? (name ?? (body.length > 0 ? 'file.bin' : undefined)) : sent, bytes: body })
       part(`name="file"; filename="${sent}"`, 'application/octet-stream', body)
     }
   }
@@ -131,6 +151,8 @@ export function makeCase(seed: number): FuzzCase {
   const sending = makeSending(random, body.length)
   const certain = mutations === 0 && sending.lie === 0 && sending.breaksChunk === undefined
   const verdict = certain && sending.leavesAfter === undefined ? (isGood ? 'stored' : 'refused') : 'unknown'
+  const kept = new Map<string, string[]>()
+  for (const [name, value] of fields) if (name !== 'title') kept.set(name, [...(kept.get(name) ?? []), value])
   return {
     seed,
     contentType,
@@ -138,6 +160,7 @@ export function makeCase(seed: number): FuzzCase {
     body,
     verdict,
     files: wanted,
+    fields: Object.fromEntries(kept),
     isWhole: mutations === 0,
     title,
     sending,

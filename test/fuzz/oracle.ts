@@ -4,13 +4,13 @@ export interface Reading {
   /** It said that something is wrong. */
   failed: boolean
   files: { filename: string; bytes: Buffer }[]
-  fields: Map<string, string>
+  fields: [name: string, value: string][]
 }
 
 /** What another parser makes of a body. */
 export function readWithFastifyBusboy(boundary: string, body: Buffer): Promise<Reading> {
   return new Promise(resolve => {
-    const reading: Reading = { failed: false, files: [], fields: new Map() }
+    const reading: Reading = { failed: false, files: [], fields: [] }
     const quoted = boundary.replace(/[\\"]/g, '\\$&')
     const parser = new Busboy({
       headers: { 'content-type': `multipart/form-data; boundary="${quoted}"` },
@@ -27,7 +27,7 @@ export function readWithFastifyBusboy(boundary: string, body: Buffer): Promise<R
       stream.on('error', fail)
       stream.on('end', () => reading.files.push({ filename: filename ?? '', bytes: Buffer.concat(chunks) }))
     })
-    parser.on('field', (name, value) => reading.fields.set(name, value))
+    parser.on('field', (name, value) => reading.fields.push([name, value]))
     parser.on('error', fail)
     parser.on('finish', done)
     parser.end(body)

@@ -1,0 +1,198 @@
+import { decode, isPlain } from './charset.ts'
+import { type WantedDigest, wantedDigests } from './content-digest.ts'
+import { OWN_FIELDS } from './form.ts'
+
+/** What the head of a part says. */
+export interface PartHead {
+  /** Its bytes are a file's; otherwise it is a field. */
+  readonly isFile: boolean
+  /** The name of its field in the form, never empty. */
+  readonly name: string
+  /** As it was sent, decoded, and to be cleaned before it is used; undefined for none. */
+  readonly filename: string | undefined
+  /** The media type, in lower case and without parameters. */
+  readonly type: string
+  /** Of a field's value, where the part announces it. */
+  readonly charset: string | undefined
+  readonly digests: readonly WantedDigest[] | undefined
+}
+
+/** Header lines by name in lower case, their bytes one a character. */
+export type PartHeader = Readonly<Record<string, readonly string[] | undefined>>
+
+/** Ends the form, with why this part cannot be read. */
+export type Refuse = (reason: string) => never
+
+/** What a field name or a media type may take, in bytes: they go into records, answers and logs. */
+const LABEL_MAX_BYTES = 255
+
+const TOKEN = "[\\w!#$%&'*+.^`|~-]+"
+const MEDIA_TYPE = new RegExp(`^(${TOKEN}/${TOKEN})[ \\t]*(?:;|$)`)
+const CHARSET = /;[ \t]*charset[ \t]*=[ \t]*(?:"([^"]*)"|([^\s;]+))/i
+const DISPOSITION = new RegExp(`^(${TOKEN})[ \\t]*(?=;|$)`)
+// A quoted string with its escapes (RFC 9110, 5.6.4) or, where that does not come out, with none: browsers escape
+// no backslash, and `trail\` is a name. What follows a value is the next parameter or nothing.
+const PARAMETER = new RegExp(
+  `[ \\t]*;[ \\t]*(${TOKEN})=(?:"(?:((?:[^"\\\\]|\\\\.)*)|([^"]*))"|(${TOKEN}))(?=[ \\t]*(?:;|$))`,
+  'y',
+)
+/** RFC 8187, 3.2.1. */
+const EXTENDED = /^([^']*)'[^']*'((?:[^%]|%[0-9A-Fa-f]{2})*)$/
+/** RFC 2047, 2; white space between two of them is not part of the text (6.2). */
+const ENCODED_WORD =
+  /=\?([^?\s*]+)(?:\*[^?\s]*)?\?([bq])\?([^?\s]*)\?=(?:\s+(?==\?[^?\s]+\?[bq]\?[^?\s]*\?=))?/gi
+
+/**
+ * Reads a part's head. `charset` is what the request announces for its names; UTF-8 where it does not.
+ *
+ * A part is a file where it has a filename, an empty one too, or is declared to be anything but text: that is how
+ * clients send bytes that they have no name for. The form's own fields are fields whatever their type, unless
+ * they come with a name of a file.
+ */
+export function readPartHead(header: PartHeader, charset: string | undefined, refuse: Refuse): PartHead {
+  const first = (name: string) => header[name]?.[0]
+  const disposition = first('content-disposition')
+  if (disposition === undefined) return refuse('has no Content-Disposition')
+  const parameters = readDisposition(disposition)
+  if (parameters === undefined) return refuse('has a Content-Disposition that cannot be read')
+  const kind = DISPOSITION.exec(disposition)?.[1]?.toLowerCase()
+  if (kind !== 'form-data') return refuse(`has the disposition ${kind}, not form-data`)
+
+  const sentName = parameters.get('name')
+  if (!sentName) return refuse('has no name')
+  const name = textOf(sentName, charset)
+  if (name === undefined) return refuse(`has a name that is not ${charset ?? 'UTF-8'}`)
+  checkLabel('name', name, refuse)
+  const filename = fileNameOf(parameters, charset, refuse)
+
+  const contentType = first('content-type')
+  const type = contentType === undefined ? 'text/plain' : mediaType(contentType)
+  checkLabel('media type', type, refuse)
+  const isFile = OWN_FIELDS.has(name)
+    ? filename !== undefined && filename !== ''
+    : filename !== undefined || !type.startsWith('text/')
+  // Several files in one part, as curl sends `-F 'f=@a,b'`: RFC 7578, 4.3 has it deprecated.
+  if (filename === undefined && type.startsWith('multipart/')) {
+    return refuse(`is ${type}, a form of its own: each file has to be a part by itself`)
+  }
+  // RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded.
+  const encoding = first('content-transfer-encoding')?.trim().toLowerCase() ?? 'binary'
+  if (!['7bit', '8bit', 'binary'].includes(encoding)) {
+    return refuse(`has the Content-Transfer-Encoding ${encoding}, which is not supported`)
+  }
+  return {
+    isFile,
+    name,
+    filename,
+    type,
+    charset: charsetOf(contentType ?? ''),
+    digests: wantedDigests(first),
+  }
+}
+
+/** A Content-Type that is none says as little of the bytes as octet-stream does. */
+function mediaType(contentType: string): string {
+  return MEDIA_TYPE.exec(contentType)?.[1]?.toLowerCase() ?? 'application/octet-stream'
+}
+
+/** The charset that a Content-Type announces. */
+export function charsetOf(contentType: string): string | undefined {
+  const [, quoted, bare] = CHARSET.exec(contentType) ?? []
+  return quoted ?? bare
+}
+
+function checkLabel(what: string, label: string, refuse: Refuse): void {
+  const bytes = Buffer.byteLength(label)
+  if (bytes > LABEL_MAX_BYTES) refuse(`has a ${what} of ${bytes} bytes, ${LABEL_MAX_BYTES} are allowed`)
+}
+
+/** The parameters, by name in lower case, of the first of each name; undefined where there is anything else. */
+function readDisposition(value: string): Map<string, string> | undefined {
+  const parameters = new Map<string, string>()
+  let at = DISPOSITION.exec(value)?.[0].length
+  if (at === undefined) return undefined
+  while (at < value.length) {
+    PARAMETER.lastIndex = at
+    const found = PARAMETER.exec(value)
+    if (!found) return value.slice(at).trim() === '' ? parameters : undefined
+    const [all, name = '', escaped, verbatim, bare] = found
+    const key = name.toLowerCase()
+    if (!parameters.has(key)) {
+      parameters.set(key, escaped?.replace(/\\(["\\])/g, '$1') ?? verbatim ?? bare ?? '')
+    }
+    at += all.length
+  }
+  return parameters
+}
+
+/** The best name there is: a good `filename` counts where a `filename*` beside it is broken. */
+function fileNameOf(
+  parameters: Map<string, string>,
+  charset: string | undefined,
+  refuse: Refuse,
+): string | undefined {
+  const extended = parameters.get('filename*')
+  const best = (extended === undefined ? undefined : decodeExtended(extended)) ?? continued(parameters)
+  if (best !== undefined) return best
+  const plain = parameters.get('filename')
+  // Where nothing says what the bytes are, the name is kept as far as it can be read.
+  if (plain !== undefined) return textOf(plain, charset) ?? Buffer.from(plain, 'latin1').toString()
+  const isSent = [...parameters.keys()].some(key => key.startsWith('filename*'))
+  return isSent ? refuse('has a filename* that cannot be read, and no filename') : undefined
+}
+
+/** RFC 2231, 3 and 4.1: `filename*0`, `filename*1*` and so on, one after the other. */
+function continued(parameters: Map<string, string>): string | undefined {
+  let bytes = ''
+  let charset: string | undefined
+  for (let i = 0; ; i++) {
+    const plain = parameters.get(`filename*${i}`)
+    const encoded = parameters.get(`filename*${i}*`)
+    if (plain === undefined && encoded === undefined) return i === 0 ? undefined : decode(bytes, charset)
+    if (plain !== undefined) bytes += plain
+    else {
+      // The first says the charset for all.
+      const [, label, rest] = EXTENDED.exec(i === 0 ? `${encoded}` : `''${encoded}`) ?? []
+      if (rest === undefined) return undefined
+      charset ??= label || undefined
+      bytes += percentDecoded(rest)
+    }
+  }
+}
+
+function decodeExtended(value: string): string | undefined {
+  const [, charset, encoded] = EXTENDED.exec(value) ?? []
+  return encoded === undefined ? undefined : decode(percentDecoded(encoded), charset || undefined)
+}
+
+function percentDecoded(text: string): string {
+  return text.replace(/%([0-9A-Fa-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+}
+
+/**
+ * The text of a plain parameter; undefined where its bytes are not in the charset.
+ *
+ * Browsers, and curl, percent-encode the quote and the line ends and nothing else, the percent sign neither
+ * (WHATWG HTML, multipart/form-data encoding algorithm): those three are undone. Every other escape is the
+ * client's own, and undoing it would make another name of a browser's `100%25.txt`.
+ */
+function textOf(bytes: string, charset: string | undefined): string | undefined {
+  const text = isPlain(bytes) ? bytes : decode(bytes, charset)
+  return text
+    ?.replace(/%(?:22|0D|0A)/gi, escaped => percentDecoded(escaped))
+    .replace(ENCODED_WORD, decodeWord)
+}
+
+/** RFC 2047, as .NET has it in file names. One in an unknown charset stays whole: its `/` is no separator. */
+function decodeWord(word: string, charset: string, how: string, encoded: string): string {
+  const bytes =
+    how.toLowerCase() === 'b'
+      ? Buffer.from(encoded, 'base64').toString('latin1')
+      : percentDecoded(
+          encoded
+            .replace(/%/g, '%25')
+            .replace(/_/g, ' ')
+            .replace(/=(?=[0-9A-Fa-f]{2})/g, '%'),
+        )
+  return decode(bytes, charset) ?? word.replace(/\//g, '_')
+}
