@@ -1,55 +1,162 @@
 import { readFileSync } from 'node:fs'
-import { Command, CommanderError } from 'commander'
+import { Command, CommanderError, Help } from 'commander'
 import type { Host } from './commands/options.ts'
 import { pushCommand } from './commands/push.ts'
 import { serveCommand } from './commands/serve.ts'
 import { UploadError } from './errors.ts'
-import { printable } from './log.ts'
+import { createLogger } from './log.ts'
+import { Output, type OutputStream } from './terminal/output.ts'
 
-const USAGE_EXIT = 2
+/** Exit codes above it are those of a process that died of a signal: 128 and the signal's number. */
+const SIGNALLED = 128
+/** Columns that the text beside an option must have; with fewer it stands below. */
+const HELP_TEXT_MIN = 30
 
 /** The whole command line as commander knows it: `docs.test.ts` reads the options from it. */
-export function createProgram(host: Host): Command {
+export function createProgram(host: Host, out: Output): Command {
   const program = new Command('uploadr')
   program
     .description(
       'Receive uploads and send them, with a bar that shows what the server has received and stored.',
     )
     .version(version(), '-V, --version', 'print the version')
-    .helpCommand(false)
-    .showHelpAfterError('(--help tells more)')
-    .addHelpText('after', '\nEvery option can be set in the environment too: --max-size is UPLOADR_MAX_SIZE.')
-  for (const command of [serveCommand(host), pushCommand(host)]) program.addCommand(command)
+    .helpCommand('help [command]', 'print the usage of a command')
+    .addHelpText('after', '\nEvery option has a variable too: --max-size is UPLOADR_MAX_SIZE.')
+  for (const command of [serveCommand(host, out), pushCommand(host, out)]) program.addCommand(command)
   for (const command of [program, ...program.commands]) {
-    command.exitOverride().configureOutput({
-      writeOut: text => host.stdout.write(text),
-      writeErr: text => host.stderr.write(text),
-    })
+    command
+      .exitOverride()
+      .configureHelp({ minWidthToWrap: HELP_TEXT_MIN, formatItem })
+      .configureOutput({
+        writeOut: out.page.write,
+        writeErr: out.log.write,
+        // Usage errors are told below, as every error is.
+        outputError: () => {},
+      })
   }
   return program
 }
 
+/** Commander's own, but for terminals too narrow to have the text beside the option: there it runs on past the edge. */
+function formatItem(term: string, termWidth: number, description: string, helper: Help): string {
+  const width = helper.helpWidth ?? 80
+  if (width - termWidth - 4 >= HELP_TEXT_MIN)
+    return Help.prototype.formatItem.call(helper, term, termWidth, description, helper)
+  return `  ${term}\n${helper.boxWrap(description, width - 6).replace(/^/gm, ' '.repeat(6))}`
+}
+
+export type Process = Host & { stdout: OutputStream; stderr: OutputStream } & Pick<
+    NodeJS.Process,
+    'argv' | 'exitCode'
+  >
+
 /** Runs one command line. Whatever goes wrong becomes one line on stderr and an exit code. */
-export async function main(host: Host & Pick<NodeJS.Process, 'argv' | 'exitCode'>): Promise<void> {
-  // A reader that has seen enough (`uploadr push … | head -1`) is no error.
-  host.stdout.on('error', () => {})
+export async function main(host: Process): Promise<void> {
+  const out = new Output(host)
+  const program = createProgram(host, out)
+  const ending = endingOf(host, out)
+  const fail = (thrown: unknown) => {
+    host.exitCode = tell(thrown, ending, program, out)
+  }
+  // What node prints of one by itself is not made harmless.
+  host.on('uncaughtException', thrown => {
+    fail(thrown)
+    host.exit()
+  })
   try {
-    await createProgram(host).parseAsync(host.argv)
-  } catch (error) {
-    host.exitCode = report(error, host)
+    await program.parseAsync(host.argv)
+    await out.written()
+    ending.done()
+  } catch (thrown) {
+    fail(thrown)
+  }
+  // A shell's loop ends where its command died of the signal; a status of 130 alone is an answer like any other.
+  const exit = Number(host.exitCode ?? 0)
+  if (exit > SIGNALLED) host.kill(host.pid, exit - SIGNALLED)
+}
+
+/** How the end of a command is told. */
+interface Ending {
+  done(): void
+  /** `more` prints what a person may want to know beside it. */
+  failed(error: UploadError, more?: () => void): void
+}
+
+/** As text, or as JSON where every other line is. */
+function endingOf(host: Process, out: Output): Ending {
+  const command = host.argv[2]
+  if (command === 'push' && asked(host, 'progress') === 'json') {
+    const event = (fields: object) => out.message(JSON.stringify({ event: 'end', ...fields }))
+    return {
+      done: () => event({ ok: true, exitCode: 0 }),
+      failed: error => event({ ok: false, exitCode: error.exitCode, error, trace: traceOf(error) }),
+    }
+  }
+  if (command === 'serve' && asked(host, 'log') === 'json') {
+    const log = createLogger({ stream: out.log, format: 'json' })
+    return {
+      done() {},
+      failed: error =>
+        log.error('failed', { code: error.code, detail: error.message, trace: traceOf(error)?.join('\n') }),
+    }
+  }
+  return {
+    done() {},
+    failed(error, more) {
+      out.message(`uploadr: ${error.message}`)
+      for (const line of traceOf(error) ?? []) out.message(line)
+      more?.()
+    },
   }
 }
 
-function report(thrown: unknown, host: Host): number {
-  if (thrown instanceof CommanderError) {
-    // Commander has printed it; help and version come this way too, with 0.
-    return thrown.exitCode === 0 ? 0 : USAGE_EXIT
+/** What an option says, looked up before the command line is parsed: an error in it must be told as it asks, too. */
+function asked({ argv, env }: Process, option: string): string | undefined {
+  const flag = `--${option}`
+  const at = argv.findLastIndex(arg => arg === flag || arg.startsWith(`${flag}=`))
+  if (at === -1) return env[`UPLOADR_${option.toUpperCase()}`]
+  return argv[at] === flag ? argv[at + 1] : argv[at]?.slice(flag.length + 1)
+}
+
+/** Tells what was thrown, and returns the exit code. */
+function tell(thrown: unknown, ending: Ending, program: Command, out: Output): number {
+  if (!(thrown instanceof CommanderError)) {
+    const error = UploadError.from(thrown)
+    ending.failed(error)
+    return error.exitCode
   }
-  const error = UploadError.from(thrown)
-  host.stderr.write(`uploadr: ${printable(error.message)}\n`)
-  if (!(thrown instanceof UploadError))
-    host.stderr.write(`${printable(String((thrown as Error)?.stack ?? thrown))}\n`)
-  return error.exitCode
+  // Help and version come this way too, printed and with 0.
+  if (thrown.exitCode === 0) return 0
+  const usage = new UploadError('usage', usageMessage(thrown))
+  if (thrown.code === 'commander.missingArgument') {
+    ending.failed(usage, () =>
+      program.commands.find(each => each.name() === 'push')?.outputHelp({ error: true }),
+    )
+  } else if (thrown.code !== 'commander.help') {
+    ending.failed(usage, () => out.message('(--help tells more)'))
+  }
+  return usage.exitCode
+}
+
+/** Commander's words, without the values it repeats: what stands behind a mistyped `--tokne=` is a secret too. */
+function usageMessage({ code, message }: CommanderError): string {
+  const words = message.replace(/^error: /, '').replace(/\n(\(Did you mean [^\n]*\))$/, ' $1')
+  if (code === 'commander.unknownOption') return words.replace(/'(--[^=]*|-.).*'/s, "'$1'")
+  const [, flag, value, variable, why = ''] =
+    /^option '(?:-\w, )?(--[\w-]+)[^']*' (?:argument|value) '(.*)'(?: from env '(\w+)')? is invalid\. (.*)$/s.exec(
+      words,
+    ) ?? []
+  if (flag === undefined) return words
+  // Our own parsers name a value that is no secret.
+  const choices = /^Allowed choices are (.*)\.$/.exec(why)?.[1]
+  return `${variable ?? flag}: ${choices ? `"${value}" is none of ${choices}` : why}`
+}
+
+/** Where something came from that nobody expected. */
+function traceOf({ code, cause }: UploadError): string[] | undefined {
+  if (code !== 'internal' || cause === undefined) return undefined
+  const stack = String((cause as Error)?.stack ?? '').split('\n')
+  return [String(cause), ...stack.filter(line => /^ +at /.test(line))]
 }
 
 function version(): string {

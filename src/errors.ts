@@ -66,6 +66,8 @@ const TABLE = {
   wrong_protocol: { status: 0, exit: 12, title: 'The server speaks another protocol' },
   interrupted: { status: 0, exit: 130, title: 'Interrupted' },
   terminated: { status: 0, exit: 143, title: 'Terminated' },
+  hung_up: { status: 0, exit: 129, title: 'Hung up' },
+  output_lost: { status: 0, exit: 1, title: 'Results could not be written' },
   cannot_serve: { status: 0, exit: 1, title: 'Cannot serve' },
 } as const satisfies Record<string, { status: number; exit: number; title: string }>
 
@@ -125,6 +127,18 @@ export class UploadError extends Error {
 
   get [BRAND](): true {
     return true
+  }
+
+  /** The same failure in other words. */
+  said(message: string): UploadError {
+    const { code, status, errors } = this
+    return new UploadError(code, message, { cause: this, status, ...(errors && { errors }) })
+  }
+
+  /** As it stands in JSON that is printed. */
+  toJSON(): object {
+    const { code, status, message, exitCode, errors } = this
+    return { code, ...(status && { status }), message, exitCode, errors }
   }
 
   /** An error that a server answered with. A code that this version does not know is kept; what is no code is not. */

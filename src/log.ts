@@ -62,3 +62,13 @@ export function printable(text: string): string {
   if (PLAIN.test(text)) return text
   return text.replace(UNPRINTABLE, escapeUnit)
 }
+
+/** The same for text of several lines. */
+export function printableLines(text: string): string {
+  return /^[ -~\n]*$/.test(text) ? text : text.split('\n').map(printable).join('\n')
+}
+
+/** Text for a terminal that has no letters but ASCII's. */
+export function ascii(text: string): string {
+  return text.replace(/[^ -~\n]/gu, escapeUnit)
+}

@@ -17,6 +17,7 @@ import {
   published,
   randomFile,
   records,
+  SETTINGS,
   serve,
   sha256,
   TITLE,
@@ -27,7 +28,7 @@ import {
 } from './support.ts'
 
 /** Kills per way of storing, and there are four; UPLOADR_CRASH_ROUNDS=50 is what a release is tried with. */
-const ROUNDS = Number(process.env['UPLOADR_CRASH_ROUNDS'] ?? 4)
+const ROUNDS = Number(SETTINGS['UPLOADR_CRASH_ROUNDS'] ?? 4)
 
 async function digest(path: string): Promise<string> {
   const hash = createHash('sha256')

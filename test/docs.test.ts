@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import test from 'node:test'
 import type { Command, Option } from 'commander'
 import { createProgram } from '../src/cli.ts'
+import { Output } from '../src/terminal/output.ts'
 import { IN_CI, ROOT, run } from './support.ts'
 
 interface Documented {
@@ -16,7 +17,7 @@ interface Documented {
 
 const read = (path: string) => readFileSync(join(ROOT, path), 'utf8')
 const README = read('README.md')
-const program = createProgram(process)
+const program = createProgram(process, new Output(process))
 const subcommands = program.commands
 
 /** The same three facts of an option, as the program has them. */
@@ -96,7 +97,8 @@ test('man/uploadr.1 has the options of the program, and every subcommand', () =>
   const page = read('man/uploadr.1')
   assert.deepEqual(optionsOfPage('man/uploadr.1'), optionsOf(program))
   const named = Array.from(page.matchAll(/^\.It Cm (\S+)$/gm), match => match[1])
-  assert.deepEqual(named.sort(), subcommands.map(command => command.name()).sort())
+  const visible = program.createHelp().visibleCommands(program)
+  assert.deepEqual(named.sort(), visible.map(command => command.name()).sort())
 })
 
 /** The rows of the table in src/errors.ts, which is that module's own affair. */

@@ -15,6 +15,7 @@ import {
   post,
   randomFile,
   run,
+  SETTINGS,
   serve,
   sha256,
   TITLE,
@@ -22,7 +23,7 @@ import {
   until,
 } from './support.ts'
 
-const MEASURE = process.env['UPLOADR_FLOOD_MEASURE'] === '1'
+const MEASURE = SETTINGS['UPLOADR_FLOOD_MEASURE'] === '1'
 const THOUSAND = 1000
 const PUSHED = randomFile(MEASURE ? 256 * 1024 ** 2 : 32 * 1024 ** 2)
 const ROUNDS = MEASURE ? 3 : 1

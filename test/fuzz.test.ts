@@ -10,8 +10,7 @@ import type net from 'node:net'
 import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import { type TestContext, test } from 'node:test'
-import { main } from '../src/cli.ts'
-import type { Host } from '../src/commands/options.ts'
+import { main, type Process } from '../src/cli.ts'
 import { duration, integer, list, size } from '../src/commands/options.ts'
 import type { Receipt } from '../src/index.ts'
 import { alternativeName, isPlainName } from '../src/storage/name.ts'
@@ -402,10 +401,10 @@ test('options', async t => {
       ...{ exit: () => assert.fail('exit was called'), exitCode: undefined as number | undefined },
       argv: ['node', 'uploadr', 'serve', ...args, '--max-fields', 'many'],
     }
-    await main(host as unknown as Host & Pick<NodeJS.Process, 'argv' | 'exitCode'>)
+    await main(host as unknown as Process)
     assert.equal(host.exitCode, 2, JSON.stringify(args))
     assert.equal(stdout.read(), null)
-    assert.match(String(stderr.read()), /error: /)
+    assert.match(String(stderr.read()), /^uploadr: [^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+\n/u)
   })
   report(t, 'options', [count])
 })

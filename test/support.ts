@@ -21,6 +21,13 @@ export const BINARY = join(ROOT, 'bin/uploadr.js')
 /** Parts that come from Debian must be there in CI; elsewhere a test that needs one skips and says so. */
 export const IN_CI = Boolean(process.env['CI'])
 
+/** What the environment says to the tests. The binaries that they start would take it for theirs, and refuse it. */
+export const SETTINGS: NodeJS.ProcessEnv = {}
+for (const name of Object.keys(process.env).filter(each => each.startsWith('UPLOADR_'))) {
+  SETTINGS[name] = process.env[name]
+  delete process.env[name]
+}
+
 export async function tempDir(t: TestContext): Promise<string> {
   const dir = await mkdtemp(join(os.tmpdir(), 'uploadr-test-'))
   t.after(() => rm(dir, { recursive: true, force: true, maxRetries: 5 }))

@@ -3,13 +3,12 @@ import assert from 'node:assert/strict'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
-import pty from '@lydell/node-pty'
-import xterm from '@xterm/headless'
 import stringWidth from 'string-width'
 import { MemoryProgressStore, type Progress, tap, type UploadHandler } from '../src/index.ts'
-import { barLine, cutToWidth } from '../src/terminal/layout.ts'
+import { barLine, cutToWidth, glyphsOf } from '../src/terminal/layout.ts'
 import { percent } from '../src/terminal/percent.ts'
 import { RateMeter } from '../src/terminal/rate.ts'
+import { inTerminal, type Terminal, type TerminalOptions } from './pty.ts'
 import {
   BINARY,
   gate,
@@ -23,66 +22,14 @@ import {
   uploadr,
 } from './support.ts'
 
-interface Terminal {
-  /** The screen's lines, without trailing blanks. */
-  screen(): string[]
-  /** Everything written, escapes and all. */
-  raw(): string
-  /** Called after every write that the screen has taken in. */
-  onDraw(draw: () => void): void
-  resize(columns: number): void
-  press(keys: string): void
-  exited: Promise<number>
+/** `uploadr push …` in a terminal of its own. */
+function pushing(t: TestContext, args: string[], options?: TerminalOptions): Terminal {
+  return inTerminal(t, [process.execPath, BINARY, 'push', ...args], options)
 }
 
-/** `uploadr push …` in a terminal of its own. */
-function inTerminal(
-  t: TestContext,
-  args: string[],
-  options: { columns?: number; env?: Record<string, string> } = {},
-): Terminal {
-  const { columns = 80, env = {} } = options
-  const rows = 12
-  const { CI: _, NO_COLOR: __, ...inherited } = process.env
-  const child = pty.spawn(process.execPath, [BINARY, 'push', ...args], {
-    cols: columns,
-    rows,
-    name: env['TERM'] ?? 'xterm-256color',
-    env: { ...(inherited as Record<string, string>), ...env },
-  })
-  const terminal = new xterm.Terminal({ cols: columns, rows, allowProposedApi: true })
-  let raw = ''
-  let draw = () => {}
-  child.onData(data => {
-    raw += data
-    terminal.write(data, () => draw())
-  })
-  const exited = new Promise<number>(resolve => {
-    child.onExit(({ exitCode, signal }) =>
-      terminal.write('', () => resolve(signal ? 128 + signal : exitCode)),
-    )
-  })
-  t.after(async () => {
-    try {
-      child.kill('SIGKILL')
-    } catch {}
-    await exited
-    terminal.dispose()
-  })
-  return {
-    screen: () => {
-      const { active } = terminal.buffer
-      return Array.from({ length: active.length }, (_, y) => active.getLine(y)?.translateToString(true) ?? '')
-    },
-    raw: () => raw,
-    onDraw: listener => (draw = listener),
-    resize: to => {
-      terminal.resize(to, rows)
-      child.resize(to, rows)
-    },
-    press: keys => child.write(keys),
-    exited,
-  }
+/** No place of the cursor is saved, no cursor hidden, no wrapping switched off: whatever ends it, the terminal is as it was. */
+function assertNothingToGiveBack(terminal: Terminal): void {
+  assert.doesNotMatch(terminal.raw(), /\x1b(?:[78]|\[[su]|\[\?(?:25|7|1049|2026)[hl])/)
 }
 
 const shownPercent = (screen: string[]) => /(\d+)%/.exec(screen.join('\n'))?.[1]
@@ -133,7 +80,7 @@ test('the bar shows the server’s count, not the socket’s, and never 100 % be
     }
   }
   const { url } = await startServer(t, { handlers: [slow.handler], progress: new Overheard() })
-  const terminal = inTerminal(t, [await aFile(t, size), '--url', url, '--interval', '20ms'])
+  const terminal = pushing(t, [await aFile(t, size), '--url', url, '--interval', '20ms'])
   const shown: number[] = []
   terminal.onDraw(() => {
     const share = shownPercent(terminal.screen())
@@ -176,7 +123,7 @@ for (const columns of [20, 40, 80, 200]) {
     const slow = gate()
     const { url } = await startServer(t, { handlers: [slow.handler] })
     const name = `日本\x1b[31m\x1b]0;owned\x07\u202Egpj.exe\r\n👩‍👩‍👧 ${'宽'.repeat(20)}.bin`
-    const terminal = inTerminal(t, [await aFile(t, 30_000_000, name), '--url', url], { columns })
+    const terminal = pushing(t, [await aFile(t, 30_000_000, name), '--url', url], { columns })
     await slow.reached
     await until(
       () => shownPercent(terminal.screen()),
@@ -194,7 +141,7 @@ for (const columns of [20, 40, 80, 200]) {
 test('resizing in mid-upload redraws within the new width', async t => {
   const slow = gate()
   const { url } = await startServer(t, { handlers: [slow.handler] })
-  const terminal = inTerminal(t, [await aFile(t, 30_000_000), '--url', url], { columns: 120 })
+  const terminal = pushing(t, [await aFile(t, 30_000_000), '--url', url], { columns: 120 })
   await slow.reached
   const line = () => terminal.screen().filter(each => each.includes('%'))
   await until(line, lines => lines.length === 1 && (lines[0] as string).length > 80)
@@ -210,10 +157,10 @@ for (const [key, where] of [
   ['\x03', 'while bytes move'],
   ['\x03\x03', 'twice'],
 ] as const) {
-  test(`Ctrl-C ${where}: 130, cursor and wrapping restored, nothing left on the server`, async t => {
+  test(`Ctrl-C ${where}: 130, the terminal as it was, nothing left on the server`, async t => {
     const slow = gate()
     const { url, dir, tmp } = await startServer(t, { handlers: [slow.handler] })
-    const terminal = inTerminal(t, [await aFile(t, 30_000_000), '--url', url, '--id', 'ctrl-c'])
+    const terminal = pushing(t, [await aFile(t, 30_000_000), '--url', url, '--id', 'ctrl-c'])
     await slow.reached
     await until(
       () => shownPercent(terminal.screen()),
@@ -221,9 +168,7 @@ for (const [key, where] of [
     )
     terminal.press(key)
     assert.equal(await terminal.exited, 130)
-    const raw = terminal.raw()
-    assert.ok(raw.lastIndexOf('\x1b[?25h') > raw.lastIndexOf('\x1b[?25l'), 'the cursor is back')
-    assert.ok(raw.lastIndexOf('\x1b[?7h') > raw.lastIndexOf('\x1b[?7l'), 'line wrapping is back')
+    assertNothingToGiveBack(terminal)
     assert.match(terminal.screen().join('\n'), /uploadr: interrupted/)
     slow.open()
     await until(
@@ -240,7 +185,7 @@ test('NO_COLOR: no colour; TERM=dumb and CI: plain lines', async t => {
   const inBar = async (env: Record<string, string>) => {
     const slow = gate()
     const { url } = await startServer(t, { handlers: [slow.handler] })
-    const terminal = inTerminal(t, [file, '--url', url], { env })
+    const terminal = pushing(t, [file, '--url', url], { env })
     await until(
       () => shownPercent(terminal.screen()),
       share => share !== undefined,
@@ -257,7 +202,7 @@ test('NO_COLOR: no colour; TERM=dumb and CI: plain lines', async t => {
   assert.doesNotMatch(plain.raw(), sgr)
   const { url } = await startServer(t)
   for (const env of [{ TERM: 'dumb' }, { CI: 'true' }]) {
-    const dumb = inTerminal(t, [file, '--url', url], { env })
+    const dumb = pushing(t, [file, '--url', url], { env })
     assert.equal(await dumb.exited, 0)
     assert.doesNotMatch(dumb.raw(), /\x1b/)
     assert.match(dumb.raw(), /file\.bin: uploading 19\.1 MiB/)
@@ -269,7 +214,7 @@ test('the server is storing: a spinner says so after the bar', async t => {
   const released = new Promise<void>(resolve => (release = resolve))
   const storing: UploadHandler = { name: 'storing', complete: () => released }
   const { url } = await startServer(t, { handlers: [storing] })
-  const terminal = inTerminal(t, [await aFile(t, 5_000_000), '--url', url])
+  const terminal = pushing(t, [await aFile(t, 5_000_000), '--url', url])
   await until(
     () => terminal.screen().join('\n'),
     text => /storing file\.bin/.test(text),
@@ -303,24 +248,27 @@ test('without a terminal: plain lines on stderr, the result alone on stdout', as
   assert.equal(none.stderr(), '')
 })
 
+/** Every choice of one of each. */
+function all<A, B, C, D>(as: A[], bs: B[], cs: readonly C[], ds: D[]): [A, B, C, D][] {
+  return as.flatMap(a => bs.flatMap(b => cs.flatMap(c => ds.map((d): [A, B, C, D] => [a, b, c, d]))))
+}
+
 test('a line fits any width, for any state', () => {
   const names = ['a', 'file.bin', '日本語'.repeat(30), '👩‍👩‍👧'.repeat(20), '\x1b[2J', 'e\u0301'.repeat(50)]
   const sizes = [undefined, 1, 5_000_000, 9e15]
+  const sources = ['server', 'client'] as const
   for (let columns = 1; columns <= 210; columns++) {
-    for (const name of names) {
-      for (const size of sizes) {
-        for (const source of ['server', 'client'] as const) {
-          const received = size === undefined ? 123_456_789 : Math.floor(size / 3)
-          const state = { phase: 'uploading' as const, name, size, received, sent: 0, rate: 1e9, source }
-          const line = barLine(state, columns)
-          assert.ok(stringWidth(line) <= Math.max(1, columns - 1), `${columns}: ${line}`)
-          assert.doesNotMatch(line, /[\x00-\x1f]/)
-        }
-      }
+    for (const [name, size, source, unicode] of all(names, sizes, sources, [true, false])) {
+      const received = size === undefined ? 123_456_789 : Math.floor(size / 3)
+      const state = { phase: 'uploading' as const, name, size, received, sent: 0, rate: 1e9, source }
+      const line = barLine(state, columns, glyphsOf(unicode)).join('')
+      assert.ok(stringWidth(line) <= Math.max(1, columns - 1), `${columns}: ${line}`)
     }
   }
   assert.equal(percent({ received: 10, size: 10 }), 99)
-  assert.equal(cutToWidth('日本語', 4), '日…')
+  assert.equal(cutToWidth('日本語', 4, '…'), '日…')
+  assert.equal(cutToWidth('file.bin', 6, '...'), 'fil...')
+  assert.equal(cutToWidth('file.bin', 2, '...'), '..')
 })
 
 test('a rate follows the last seconds and falls when nothing comes', () => {

@@ -1,8 +1,9 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
+import { unknownName } from '../names.ts'
 import { formatSize, parseDuration, parseSize } from '../units.ts'
 
-/** What a command is given of the process it runs in; tests give their own. */
-export type Host = Pick<NodeJS.Process, 'stdin' | 'stdout' | 'stderr' | 'env' | 'on' | 'off' | 'exit'>
+/** What a command is given of the process it runs in. No stream to write to: what is printed goes through `Output`. */
+export type Host = Pick<NodeJS.Process, 'stdin' | 'env' | 'on' | 'off' | 'exit' | 'kill' | 'pid'>
 
 /** Strict parsers: each takes the whole value or names it in the error. */
 export function size(text: string): number {
@@ -47,19 +48,36 @@ export function list(value: string, previous: readonly string[] = []): string[] 
   return [...previous, ...value.split(',').map(text)]
 }
 
+const PREFIX = 'UPLOADR_'
+
 /** An option that the environment can set too, as UPLOADR_ and its long name. */
 export function option(flags: string, description: string, parse?: (value: string) => unknown): Option {
   const made = new Option(flags, description)
   const name = made.long?.slice(2).replaceAll('-', '_').toUpperCase()
   if (parse) made.argParser(parse)
-  return made.env(`UPLOADR_${name}`)
+  return made.env(`${PREFIX}${name}`)
 }
 
 const TRUE = new Set(['1', 'true', 'yes', 'on'])
 const FALSE = new Set(['0', 'false', 'no', 'off'])
 
+/** Reads what commander does not, or reads wrong, in the environment. */
+export function readEnvironment(command: Command, env: NodeJS.ProcessEnv): void {
+  refuseUnknown(command, env)
+  readFlags(command, env)
+}
+
+/** A variable under a wrong name would be a limit that is none, and nothing would tell. */
+function refuseUnknown(command: Command, env: NodeJS.ProcessEnv): void {
+  const commands = command.parent?.commands ?? [command]
+  const known = commands.flatMap(({ options }) => options.flatMap(({ envVar }) => envVar ?? []))
+  for (const name of Object.keys(env)) {
+    if (name.startsWith(PREFIX) && !known.includes(name)) throw unknownName('environment', name, known)
+  }
+}
+
 /** Commander takes a flag's variable for set whatever its value, `0` included: this reads the value. */
-export function readFlags(command: Command, env: NodeJS.ProcessEnv): void {
+function readFlags(command: Command, env: NodeJS.ProcessEnv): void {
   for (const each of command.options) {
     const name = each.attributeName()
     if (each.required || each.optional || !each.envVar || command.getOptionValueSource(name) !== 'env')

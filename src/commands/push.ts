@@ -1,14 +1,16 @@
+import { extname } from 'node:path'
 import { setFlagsFromString } from 'node:v8'
 import { Command } from 'commander'
 import { type PushResult, push } from '../client/push.ts'
 import { openFile, type Source, streamSource } from '../client/source.ts'
 import { UploadError } from '../errors.ts'
-import { printable } from '../log.ts'
 import { DEFAULT_URL, isProgressId } from '../protocol.ts'
 import { lateReporter } from '../terminal/late.ts'
+import type { Output } from '../terminal/output.ts'
 import { type Reporter, silentReporter } from '../terminal/reporter.ts'
-import { formatDuration, formatSize } from '../units.ts'
-import { duration, type Host, option, readFlags, text } from './options.ts'
+import { formatDuration, formatSize, plural } from '../units.ts'
+import { duration, type Host, option, readEnvironment, text } from './options.ts'
+import { type EndSignal, onEndSignals, onStop } from './signals.ts'
 
 /** A push that is done by then shows no bar. */
 const BAR_DELAY_MS = 50
@@ -26,7 +28,7 @@ interface PushCommandOptions {
   timeout: number
 }
 
-export function pushCommand(host: Host): Command {
+export function pushCommand(host: Host, out: Output): Command {
   return new Command('push')
     .description('send files, with a bar that shows what the server has received')
     .argument('<file...>', 'what to send; - is standard input')
@@ -49,53 +51,67 @@ export function pushCommand(host: Host): Command {
     .action(async (files: string[], _, command: Command) => {
       // node ends only when V8 has optimised undici's WebAssembly, a parser of a few answers: 150 ms for nothing.
       setFlagsFromString('--liftoff-only')
-      readFlags(command, host.env)
-      await pushAll(host, files, command.opts<PushCommandOptions>())
+      readEnvironment(command, host.env)
+      await pushAll(host, out, files, command.opts<PushCommandOptions>())
     })
 }
 
-async function pushAll(host: Host, files: readonly string[], options: PushCommandOptions): Promise<void> {
+const ENDED = { SIGINT: 'interrupted', SIGTERM: 'terminated', SIGHUP: 'hung_up' } as const
+
+async function pushAll(
+  host: Host,
+  out: Output,
+  files: readonly string[],
+  options: PushCommandOptions,
+): Promise<void> {
   checkUsage(files, options)
   const stop = new AbortController()
-  const interrupted = () => stop.abort(new UploadError('interrupted', 'interrupted'))
-  const terminated = () => stop.abort(new UploadError('terminated', 'terminated'))
-  host.on('SIGINT', interrupted)
-  host.on('SIGTERM', terminated)
-  host.on('SIGHUP', terminated)
+  const release = onEndSignals(host, (signal: EndSignal) => {
+    const code = ENDED[signal]
+    stop.abort(new UploadError(code, code.replace('_', ' ')))
+  })
+  const several = files.length > 1
+  const began = performance.now()
   const failures: UploadError[] = []
+  let stored = 0
+  let bytes = 0
   try {
     for (const file of files) {
       try {
-        const result = await pushOne(host, file, options, stop.signal)
-        host.stdout.write(options.json ? `${jsonResult(file, result)}\n` : `${textResult(result)}\n`)
+        const { sent, result } = await pushOne(host, out, file, options, stop.signal)
+        stored++
+        bytes += result.size
+        if (options.json) out.result(JSON.stringify(jsonResult(file, result)))
+        else out.result(textResult(sent, result))
+        if (options.progress === 'json') event(out, 'stored', jsonResult(file, result))
       } catch (thrown) {
         const error = UploadError.from(thrown)
         failures.push(error)
-        if (options.json) host.stdout.write(`${jsonFailure(file, error)}\n`)
+        if (options.json) out.result(JSON.stringify({ ok: false, file, error }))
+        if (options.progress === 'json') event(out, 'failed', { ok: false, file, error })
         if (stop.signal.aborted) throw error
-        if (files.length === 1) throw naming(file, error)
-        // What is wrong with a local file names it already.
-        const about = error.code === 'local_file' ? '' : `${printable(file)}: `
-        host.stderr.write(`uploadr: ${about}${printable(error.message)}\n`)
+        if (!several) throw error.code === 'invalid_form' ? about(file, error) : error
+        if (options.progress !== 'json') out.message(`uploadr: ${about(file, error).message}`)
       }
     }
   } finally {
-    host.off('SIGINT', interrupted)
-    host.off('SIGTERM', terminated)
-    host.off('SIGHUP', terminated)
+    release()
+    const ms = performance.now() - began
+    if (several && options.progress === 'json')
+      event(out, 'summary', { files: files.length, stored, bytes, ms: Math.round(ms) })
+    if (stored > 0 && several && !options.json) out.result(summary(files.length, stored, bytes, ms))
   }
   const [first] = failures
   if (!first) return
   // Where every one of several failed alike, the exit code says how.
-  if (failures.length === files.length && failures.every(({ exitCode }) => exitCode === first.exitCode))
-    throw first
+  if (stored === 0 && failures.every(({ exitCode }) => exitCode === first.exitCode))
+    throw first.said(`none of ${files.length} files was stored`)
   throw new UploadError('some_failed', `${failures.length} of ${files.length} files were not stored`)
 }
 
-/** What a server says of a form names fields, and no file. */
-function naming(file: string, error: UploadError): UploadError {
-  if (error.code !== 'invalid_form') return error
-  return new UploadError('invalid_form', `${file}: ${error.message}`, { cause: error })
+/** The failure by the file's name. What is wrong with a local file names it already. */
+function about(file: string, error: UploadError): UploadError {
+  return error.code === 'local_file' ? error : error.said(`${file}: ${error.message}`)
 }
 
 function checkUsage(files: readonly string[], options: PushCommandOptions): void {
@@ -113,18 +129,21 @@ function checkUsage(files: readonly string[], options: PushCommandOptions): void
   }
 }
 
+/** What came of one file, and the name it was sent under. */
 async function pushOne(
   host: Host,
+  out: Output,
   file: string,
   options: PushCommandOptions,
   signal: AbortSignal,
-): Promise<PushResult> {
+): Promise<{ sent: string; result: PushResult }> {
   const source = await openSource(host, file)
   const name = options.name ?? source.name
-  const reporter = await makeReporter(host, name, options)
+  const reporter = await makeReporter(host, out, name, options)
+  const release = onStop(host, () => out.erase())
   try {
     const { url, title, type, id, token, interval, timeout } = options
-    return await push({
+    const result = await push({
       source,
       url,
       name,
@@ -137,7 +156,9 @@ async function pushOne(
       ...(token !== undefined && { token }),
       onProgress: progress => reporter.update(progress),
     })
+    return { sent: name, result }
   } finally {
+    release()
     reporter.stop()
   }
 }
@@ -146,14 +167,18 @@ async function openSource(host: Host, file: string): Promise<Source> {
   return file === '-' ? streamSource(host.stdin, 'stdin') : openFile(file)
 }
 
-async function makeReporter(host: Host, name: string, options: PushCommandOptions): Promise<Reporter> {
-  const { stderr, env } = host
-  const capable = stderr.isTTY === true && env['TERM'] !== 'dumb' && !env['CI']
+async function makeReporter(
+  host: Host,
+  out: Output,
+  name: string,
+  options: PushCommandOptions,
+): Promise<Reporter> {
+  const { env } = host
+  const capable = out.isTerminal && env['TERM'] !== 'dumb' && !env['CI']
   const how = options.progress === 'auto' ? (capable ? 'bar' : 'lines') : options.progress
   if (how === 'none') return silentReporter
-  // https://no-color.org: present and not empty.
-  const reporterOptions = { stream: stderr, name, host: hostOf(options.url), color: !env['NO_COLOR'] }
-  if (how === 'bar' && stderr.isTTY) {
+  const reporterOptions = { out, name, host: hostOf(options.url) }
+  if (how === 'bar' && out.isTerminal) {
     const load = async () => (await import('../terminal/bar.ts')).barReporter(reporterOptions)
     return lateReporter(load, BAR_DELAY_MS)
   }
@@ -165,33 +190,40 @@ function hostOf(url: string): string {
   return URL.canParse(url) ? new URL(url).host : url
 }
 
-function textResult({ name, size, ms, verified }: PushResult): string {
-  const rate = `${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
-  return `${printable(name)}: ${formatSize(size)} in ${formatDuration(ms)}, ${rate}, ${verified ? 'verified' : 'no'} sha-256`
+function event(out: Output, name: 'stored' | 'failed' | 'summary', fields: object): void {
+  out.message(JSON.stringify({ event: name, ...fields }))
 }
 
+function textResult(sent: string, { name, size, ms, verified }: PushResult): string {
+  const as = name === sent ? sent : `${sent} stored as ${name} (${whyRenamed(sent, name)})`
+  return `${as}: ${pace(size, ms)}, ${verified ? 'verified' : 'no'} sha-256`
+}
+
+function summary(files: number, stored: number, bytes: number, ms: number): string {
+  const of = stored === files ? plural(files, 'file') : `${stored} of ${files} files`
+  return `${of} stored: ${pace(bytes, ms)}`
+}
+
+function pace(size: number, ms: number): string {
+  return `${formatSize(size)} in ${formatDuration(ms)}, ${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
+}
+
+/** A name that was taken has seven letters more, before its extension; a name that is too long has lost the end of its stem. */
+function whyRenamed(sent: string, stored: string): string {
+  const free = stored.replace(/_[A-Za-z0-9]{7}(?=(?:\.[^.]*)?$)/, '')
+  const stem = free.slice(0, free.length - extname(free).length)
+  const taken = free !== stored && sent.startsWith(stem)
+  const name = taken ? free : stored
+  if (name === sent) return 'name taken'
+  const shortened = sent.startsWith(stem) && sent.endsWith(extname(free)) && sent.length > name.length
+  const why = `name ${shortened ? 'shortened' : 'cleaned'}`
+  return taken ? `${why}, and taken` : why
+}
+
+/** A file that was stored, as `--json` prints it. */
 function jsonResult(
   file: string,
   { receipt, size, sha256, verified, ms, name, id, title }: PushResult,
-): string {
-  return JSON.stringify({
-    ok: true,
-    file,
-    id,
-    title,
-    name,
-    size,
-    sha256,
-    verified,
-    ms: Math.round(ms),
-    receipt,
-  })
-}
-
-function jsonFailure(file: string, { code, status, message, exitCode, errors }: UploadError): string {
-  return JSON.stringify({
-    ok: false,
-    file,
-    error: { code, status: status || undefined, message, exitCode, errors },
-  })
+): object {
+  return { ok: true, file, id, title, name, size, sha256, verified, ms: Math.round(ms), receipt }
 }

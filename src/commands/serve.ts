@@ -9,9 +9,21 @@ import { createLogger, type LogFormat, type Logger } from '../log.ts'
 import { DEFAULT_HOST, DEFAULT_PORT } from '../protocol.ts'
 import type { ServerOptions, UploadServer } from '../server/server.ts'
 import { ON_CONFLICT, type OnConflict } from '../storage/storage.ts'
+import type { Output } from '../terminal/output.ts'
 import { formatSize } from '../units.ts'
 import type { UploadHandler } from '../upload/handler.ts'
-import { duration, type Host, integer, list, option, readFlags, size, sizeUpTo, text } from './options.ts'
+import {
+  duration,
+  type Host,
+  integer,
+  list,
+  option,
+  readEnvironment,
+  size,
+  sizeUpTo,
+  text,
+} from './options.ts'
+import { type EndSignal, onEndSignals } from './signals.ts'
 
 interface ServeOptions {
   host: string
@@ -54,7 +66,7 @@ interface ServeOptions {
   log: LogFormat
 }
 
-export function serveCommand(host: Host): Command {
+export function serveCommand(host: Host, out: Output): Command {
   return new Command('serve')
     .description('receive uploads and answer their progress')
     .addOption(option('--host <address>', 'address to listen on', text).default(DEFAULT_HOST))
@@ -133,8 +145,8 @@ export function serveCommand(host: Host): Command {
       option('--log <format>', 'format of the log on stderr').choices(['text', 'json']).default('text'),
     )
     .action(async (_, command: Command) => {
-      readFlags(command, host.env)
-      await serve(host, command.opts<ServeOptions>())
+      readEnvironment(command, host.env)
+      await serve(host, out, command.opts<ServeOptions>())
     })
 }
 
@@ -155,10 +167,8 @@ function wait(flags: string, description: string, value: string) {
 }
 
 /** Resolves when the server has ended as the first signal asked. */
-async function serve(host: Host, options: ServeOptions): Promise<void> {
-  // A log whose reader is gone is no reason to stop receiving.
-  for (const stream of [host.stdout, host.stderr]) stream.on('error', () => {})
-  const log = createLogger({ stream: host.stderr, format: options.log })
+async function serve(host: Host, out: Output, options: ServeOptions): Promise<void> {
+  const log = createLogger({ stream: out.log, format: options.log })
   // Loaded here, not above: `push` and `--help` start without the server.
   const [{ createServer }, { isLoopback }, { loadHandler }] = await Promise.all([
     import('../server/server.ts'),
@@ -180,11 +190,13 @@ async function serve(host: Host, options: ServeOptions): Promise<void> {
     await server.shutdown()
     throw error
   })
-  host.stdout.write(`${url}\n`)
+  out.result(url)
   log.info('listening', { url, dir: options.dir })
   if (token !== undefined && options.token === undefined) {
     const reached = `http://${reachable(address)}:${new URL(url).port}/`
-    host.stderr.write(`push to it with:\n  UPLOADR_TOKEN=${token} uploadr push FILE --url ${reached}\n`)
+    const command = `UPLOADR_TOKEN=${token} uploadr push FILE --url ${reached}`
+    if (options.log === 'json') log.info('push to it with', { command })
+    else out.log.write(`push to it with:\n  ${command}\n`)
   }
   await stopped
 }
@@ -257,7 +269,7 @@ async function creating<T>(doing: string, work: Promise<T>): Promise<T> {
 function untilSignal(host: Host, server: UploadServer, grace: number, log: Logger): Promise<void> {
   return new Promise((resolve, reject) => {
     let draining = false
-    const onSignal = (signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP') => {
+    onEndSignals(host, (signal: EndSignal) => {
       if (draining) {
         server.terminate()
         return host.exit(128 + os.constants.signals[signal])
@@ -265,11 +277,7 @@ function untilSignal(host: Host, server: UploadServer, grace: number, log: Logge
       draining = true
       log.info('stopping', { signal, grace })
       server.shutdown({ grace }).then(resolve, reject)
-    }
-    host.on('SIGINT', onSignal)
-    host.on('SIGTERM', onSignal)
-    // The terminal was closed.
-    host.on('SIGHUP', onSignal)
+    })
   })
 }
 

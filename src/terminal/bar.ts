@@ -1,79 +1,71 @@
-import { SingleBar } from 'cli-progress'
+import { type Options, SingleBar } from 'cli-progress'
 import ora, { type Ora } from 'ora'
 import type { PushProgress } from '../client/push.ts'
-import { printable } from '../log.ts'
-import { type BarState, barLine, cutToWidth } from './layout.ts'
+import { type BarState, barLine, cutToWidth, glyphsOf } from './layout.ts'
+import type { LiveLine } from './output.ts'
 import { RateMeter } from './rate.ts'
 import type { Reporter, ReporterOptions } from './reporter.ts'
 
-const CYAN = '\x1b[36m'
-const PLAIN = '\x1b[39m'
-
 /** For a person at a terminal: a spinner while connecting, a bar while bytes move, a spinner while the server stores. */
-export function barReporter(options: ReporterOptions): Reporter {
-  const { stream, name, host, color } = options
-  const paint = color ? (text: string) => `${CYAN}${text}${PLAIN}` : undefined
+export function barReporter({ out, name, host }: ReporterOptions): Reporter {
+  const glyphs = glyphsOf(out.unicode)
+  const shownName = out.shown(name)
   const meter = new RateMeter()
-  const columns = () => stream.columns ?? 80
   let state: BarState | undefined
-  let phase: PushProgress['phase'] | undefined
   let spinner: Ora | undefined
-  let bar: SingleBar | undefined
 
-  const onResize = () => {
-    // What the terminal made of the old line is below and beside the cursor.
-    if (bar) stream.write('\r\x1b[J')
+  function line(): LiveLine {
+    if (!spinner) {
+      const now = state as BarState
+      return barLine({ ...now, rate: meter.update(now.received) }, out.columns, glyphs)
+    }
+    const frame = spinner.frame()
+    const end = frame.indexOf(' ')
+    return ['', frame.slice(0, end), cutToWidth(frame.slice(end), out.columns - 2, glyphs.ellipsis)]
   }
 
-  function stop(): void {
-    // One at a time: a spinner that draws while the bar runs wipes it out.
-    spinner?.stop()
-    spinner = undefined
-    bar?.stop()
-    bar = undefined
-    stream.off('resize', onResize)
-  }
+  // They decide when to draw and what turns, and no more. cli-progress's own terminal returns at its end to
+  // where it began, over what others have printed since, and ora's looks after streams that are not its own.
+  const clock = new SingleBar({
+    terminal: canvas(() => out.draw(line())),
+    fps: 10,
+    // Others may have written over it, or the job have been stopped and brought back.
+    forceRedraw: true,
+    // true swallows the first Ctrl-C.
+    gracefulExit: false,
+    format: () => '',
+  } as Options)
 
-  function spin(text: string): void {
-    spinner = ora({
-      text: cutToWidth(text, Math.max(1, columns() - 4)),
-      stream,
-      // true swallows Ctrl-C; signals are the command's affair.
-      discardStdin: false,
-      // ora does not look at NO_COLOR.
-      color: color ? 'cyan' : false,
-    }).start()
-  }
-
-  function drawBar(): void {
-    stream.on('resize', onResize)
-    bar = new SingleBar({
-      stream,
-      fps: 10,
-      hideCursor: true,
-      clearOnComplete: true,
-      // true swallows the first Ctrl-C.
-      gracefulExit: false,
-      forceRedraw: true,
-      format: () => {
-        const now = state as BarState
-        return barLine({ ...now, rate: meter.update(now.received) }, columns(), paint)
-      },
-    })
-    // Its own numbers are not used: a total of 0 would be 100 %.
-    bar.start(1, 0)
+  function spin(text: string): Ora {
+    return ora({ text, spinner: glyphs.spinner, color: false, isEnabled: false })
   }
 
   return {
-    update(progress) {
-      state = { ...progress, name, rate: 0 }
-      if (progress.phase === phase) return
-      phase = progress.phase
-      stop()
-      if (phase === 'connecting') spin(`connecting to ${printable(host)}`)
-      else if (phase === 'uploading') drawBar()
-      else spin(`storing ${printable(name)}`)
+    update(progress: PushProgress) {
+      const { phase } = progress
+      if (phase !== state?.phase) {
+        spinner = phase === 'uploading' ? undefined : spin(told(phase))
+      }
+      const first = !state
+      state = { ...progress, name: shownName, rate: 0 }
+      if (first) clock.start(1, 0)
     },
-    stop,
+    stop() {
+      clock.stop()
+      out.erase()
+    },
+  }
+
+  function told(phase: 'connecting' | 'storing'): string {
+    return phase === 'connecting' ? `connecting to ${out.shown(host)}` : `storing ${shownName}`
+  }
+}
+
+/** What cli-progress takes for a terminal: its writing is ours, and the rest is not wanted. */
+function canvas(write: () => void): object {
+  const nothing = () => {}
+  return {
+    ...{ write, isTTY: () => true, getWidth: () => 80, lineWrapping: nothing, newline: nothing },
+    ...{ cursorSave: nothing, cursorRestore: nothing, cursorTo: nothing, clearRight: nothing },
   }
 }

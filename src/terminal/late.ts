@@ -1,5 +1,5 @@
 import type { PushProgress } from '../client/push.ts'
-import type { Reporter } from './reporter.ts'
+import { type Reporter, silentReporter } from './reporter.ts'
 
 /**
  * A reporter that is loaded only once there has been something to show for `delay` milliseconds: what
@@ -10,7 +10,8 @@ export function lateReporter(load: () => Promise<Reporter>, delay: number): Repo
   let reporter: Reporter | undefined
   let stopped = false
   const timer = setTimeout(async () => {
-    const loaded = await load()
+    // The upload goes on without what cannot be loaded, as after an upgrade in place.
+    const loaded = await load().catch(() => silentReporter)
     if (stopped) return
     reporter = loaded
     if (last) reporter.update(last)

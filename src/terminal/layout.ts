@@ -1,10 +1,11 @@
 import stringWidth from 'string-width'
 import type { PushProgress } from '../client/push.ts'
-import { printable } from '../log.ts'
 import { formatDuration, formatSize } from '../units.ts'
+import type { LiveLine } from './output.ts'
 import { percent } from './percent.ts'
 
 export interface BarState extends PushProgress {
+  /** As `Output.shown` gives it. */
   name: string
   /** Bytes per second. */
   rate: number
@@ -17,25 +18,36 @@ const BAR_MAX = 60
 const RATE_MIN = 1
 const ETA_WIDTH = 'eta 59m59s'.length
 
-/**
- * One line, narrower than `columns`: name, bar, and as many of the numbers as fit, the least
- * important dropped first. `paint` colours the filled part of the bar.
- */
-export function barLine(
-  state: BarState,
-  columns: number,
-  paint: (text: string) => string = text => text,
-): string {
+/** What a bar, a spinner and an ellipsis are drawn with. */
+export interface Glyphs {
+  full: string
+  empty: string
+  dot: string
+  ellipsis: string
+  /** One of ora's. */
+  spinner: 'dots' | 'line'
+}
+
+const UNICODE: Glyphs = { full: '█', empty: '░', dot: '·', ellipsis: '…', spinner: 'dots' }
+const ASCII: Glyphs = { full: '#', empty: '-', dot: '.', ellipsis: '...', spinner: 'line' }
+
+export function glyphsOf(unicode: boolean): Glyphs {
+  return unicode ? UNICODE : ASCII
+}
+
+/** One line, narrower than `columns`: name, bar, and as many of the numbers as fit, the least important dropped first. */
+export function barLine(state: BarState, columns: number, glyphs: Glyphs): LiveLine {
   // The last column stays free: some terminals wrap as soon as it is written.
   const width = Math.max(1, columns - 1)
   const numbers = fitNumbers(state, width)
   const tail = numbers.join('  ')
   const room = width - stringWidth(tail) - 4
-  const nameWidth = Math.max(NAME_MIN, Math.min(stringWidth(printable(state.name)), Math.floor(room / 2), 40))
+  const nameWidth = Math.max(NAME_MIN, Math.min(stringWidth(state.name), Math.floor(room / 2), 40))
   const barWidth = Math.min(BAR_MAX, room - nameWidth)
-  if (barWidth < BAR_MIN) return cutToWidth(tail, width)
-  const name = padToWidth(cutToWidth(printable(state.name), nameWidth), nameWidth)
-  return `${name}  ${drawBar(state, barWidth, paint)}  ${tail}`
+  if (barWidth < BAR_MIN) return ['', '', cutToWidth(tail, width, glyphs.ellipsis)]
+  const name = padToWidth(cutToWidth(state.name, nameWidth, glyphs.ellipsis), nameWidth)
+  const [before, filled, after] = drawBar(state, barWidth, glyphs)
+  return [`${name}  ${before}`, filled, `${after}  ${tail}`]
 }
 
 function fitNumbers(state: BarState, width: number): string[] {
@@ -73,30 +85,31 @@ function eta({ received, size = 0, rate }: BarState): string {
   return seconds < 100 * 3600 ? `eta ${formatDuration(seconds * 1000).replace('.0', '')}` : ''
 }
 
-function drawBar(state: BarState, width: number, paint: (text: string) => string): string {
+function drawBar(state: BarState, width: number, { full, empty, dot }: Glyphs): LiveLine {
   const { received, size } = state
   if (size === undefined) {
     // Nothing to be a part of: a mark that moves with every 256 KiB received.
     const place = Math.floor(received / (256 * 1024)) % Math.max(1, width - 2)
-    return `${'·'.repeat(place)}${paint('███')}${'·'.repeat(Math.max(0, width - 3 - place))}`
+    return [dot.repeat(place), full.repeat(3), dot.repeat(Math.max(0, width - 3 - place))]
   }
   const filled = Math.floor((Math.min(99, percent(state) ?? 0) / 100) * width)
-  return `${paint('█'.repeat(filled))}${'░'.repeat(width - filled)}`
+  return ['', full.repeat(filled), empty.repeat(width - filled)]
 }
 
 const graphemes = new Intl.Segmenter(undefined, { granularity: 'grapheme' })
 
 /** Cut to a display width, with an ellipsis where something is missing. */
-export function cutToWidth(text: string, width: number): string {
+export function cutToWidth(text: string, width: number, ellipsis: string): string {
   if (stringWidth(text) <= width) return text
+  const end = ellipsis.slice(0, Math.max(0, width))
   let cut = ''
-  let used = 1
+  let used = end.length
   for (const { segment } of graphemes.segment(text)) {
     used += stringWidth(segment)
     if (used > width) break
     cut += segment
   }
-  return `${cut}…`
+  return cut + end
 }
 
 function padToWidth(text: string, width: number): string {

@@ -1,5 +1,4 @@
 import type { PushProgress } from '../client/push.ts'
-import { printable } from '../log.ts'
 import { formatSize } from '../units.ts'
 import { percent } from './percent.ts'
 import { RateMeter } from './rate.ts'
@@ -9,27 +8,26 @@ const LINE_EVERY_MS = 5000
 
 /** For a log: a line when a phase begins, when the count changes hands, and every five seconds. */
 export function lineReporter(options: ReporterOptions & { now?: () => number }): Reporter {
-  const { stream, host } = options
+  const { out, name, host } = options
   const now = options.now ?? (() => performance.now())
-  const name = printable(options.name)
   const meter = new RateMeter({ now })
   let last: PushProgress | undefined
   let lineAt = 0
   const line = (text: string) => {
     lineAt = now()
-    stream.write(`${name}: ${text}\n`)
+    out.message(`${name}: ${text}`)
   }
   return {
     update(progress) {
       const rate = meter.update(progress.received)
       if (progress.phase !== last?.phase) {
         const size = progress.size === undefined ? '' : ` ${formatSize(progress.size)}`
-        if (progress.phase === 'connecting') line(`connecting to ${printable(host)}`)
+        if (progress.phase === 'connecting') line(`connecting to ${host}`)
         else line(progress.phase === 'uploading' ? `uploading${size}` : 'storing')
       } else if (progress.source !== last.source) {
         line(
           progress.source === 'client'
-            ? `the server's count cannot be read (${printable(progress.why ?? '')}): showing bytes sent`
+            ? `the server's count cannot be read (${progress.why ?? ''}): showing bytes sent`
             : `showing the server's count again`,
         )
       } else if (now() - lineAt >= LINE_EVERY_MS) {
@@ -46,14 +44,14 @@ export function lineReporter(options: ReporterOptions & { now?: () => number }):
 }
 
 /** For machines: every change as a line of JSON. */
-export function jsonReporter(options: ReporterOptions): Reporter {
+export function jsonReporter({ out, name }: ReporterOptions): Reporter {
   let last = ''
   return {
     update(progress) {
       const { phase, received, size, source } = progress
-      const text = JSON.stringify({ event: 'progress', file: options.name, phase, received, size, source })
+      const text = JSON.stringify({ event: 'progress', file: name, phase, received, size, source })
       // Bytes sent change more often than what is told here.
-      if (text !== last) options.stream.write(`${text}\n`)
+      if (text !== last) out.message(text)
       last = text
     },
     stop() {},

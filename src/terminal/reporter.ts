@@ -1,10 +1,5 @@
 import type { PushProgress } from '../client/push.ts'
-
-/** A terminal, or what stands where one is expected. */
-export interface TerminalStream extends NodeJS.WritableStream {
-  isTTY?: boolean
-  columns?: number
-}
+import type { Output } from './output.ts'
 
 /** Shows one push while it runs. After `stop` nothing more is shown and the terminal is as it was. */
 export interface Reporter {
@@ -13,13 +8,11 @@ export interface Reporter {
 }
 
 export interface ReporterOptions {
-  stream: TerminalStream
+  out: Output
   /** The file's name, as it came. */
   name: string
   /** What is connected to, for people. */
   host: string
-  /** Whether colours may be used. */
-  color: boolean
 }
 
 export const silentReporter: Reporter = { update() {}, stop() {} }
