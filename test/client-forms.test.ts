@@ -229,7 +229,7 @@ test('curl: what is no form is told what it is, not that it ended early', async 
     'a piece of a file': [
       ['-H', 'Content-Range: bytes 0-17/100', '-F', 'title=t', '-F', 'file=@a.txt'],
       400,
-      /Content-Range/,
+      /bytes 0-17\/100/,
     ],
   }
   for (const [what, [args, wanted, words]] of Object.entries(cases)) {
