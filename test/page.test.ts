@@ -1,14 +1,21 @@
 /** The page in a real browser: Debian's Chromium, as a person uses it. */
 import assert from 'node:assert/strict'
 import { existsSync } from 'node:fs'
-import { readFile, stat, truncate, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, stat, truncate, utimes, writeFile } from 'node:fs/promises'
 import http from 'node:http'
 import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import test, { after, before, type TestContext } from 'node:test'
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core'
-import { type ServerOptions, tap, type Upload, UploadError, type UploadHandler } from '../src/index.ts'
+import {
+  type ErrorCode,
+  type ServerOptions,
+  tap,
+  type Upload,
+  UploadError,
+  type UploadHandler,
+} from '../src/index.ts'
 import {
   gate,
   getProgress,
@@ -16,6 +23,7 @@ import {
   published,
   randomFile,
   records,
+  serve,
   startServer,
   type TestServer,
   tempDir,
@@ -707,6 +715,424 @@ async function findings(page: Page): Promise<string[]> {
     .filter(({ impact }) => impact === 'serious' || impact === 'critical')
     .flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => `${id}: ${html}\n${failureSummary}`))
 }
+
+test(
+  'where files go stands at the top, and the server says it otherwise where asked to',
+  options,
+  async t => {
+    const page = await visit(t, await start(t))
+    assert.match(
+      String(await page.textContent('header p')),
+      /^Your files go to the people who run this server; nobody else/,
+    )
+    for (const [args, env] of [
+      [['--welcome', 'For <b>Ada</b> & me.'], {}],
+      [[], { UPLOADR_WELCOME: 'For <b>Ada</b> & me.' }],
+    ] as const) {
+      const { url } = await serve(t, args, { env })
+      await page.goto(url)
+      assert.equal(await page.textContent('header p'), 'For <b>Ada</b> & me.')
+    }
+  },
+)
+
+test(
+  'the title is filled in from what was chosen, until somebody types one, and kept after sending',
+  options,
+  async t => {
+    const server = await start(t)
+    const page = await visit(t, server)
+    const titled = () => page.inputValue('#title')
+    const choose = (...names: string[]) =>
+      page.setInputFiles(
+        '#file',
+        names.map(name => file(name, name)),
+      )
+    await choose('holiday.txt')
+    assert.equal(await titled(), 'holiday.txt')
+    assert.equal(await page.textContent('#title-hint'), '11 of 50 characters')
+    await choose('b.txt', 'c.txt')
+    assert.equal(await titled(), 'holiday.txt and 2 more')
+    await page.click('#send')
+    await reach(page, 'stored', 3)
+    assert.equal(await titled(), 'holiday.txt and 2 more')
+    // Nobody typed it: it gives way to what is chosen next.
+    const long = `${'😀'.repeat(60)}.txt`
+    await choose(long)
+    assert.equal(await titled(), '😀'.repeat(50))
+    await page.getByRole('button', { name: `Remove ${long}` }).click()
+    await page.fill('#title', 'typed')
+    await choose('d.txt')
+    assert.equal(await titled(), 'typed')
+    await page.click('#send')
+    await reach(page, 'stored', 4)
+    await choose('e.txt')
+    assert.equal(await titled(), 'typed')
+    await page.fill('#title', '')
+    await choose('f.txt')
+    assert.equal(await titled(), 'e.txt and 1 more')
+    const titles = (await records(server.dir)).map(({ title }) => title)
+    assert.deepEqual(titles.sort(), [...Array(3).fill('holiday.txt and 2 more'), 'typed'])
+  },
+)
+
+/** A folder on disk with folders in it, more files than one reading of a directory gives, and an empty one. */
+async function folderOnDisk(t: TestContext): Promise<string> {
+  const folder = join(await tempDir(t), 'Trip')
+  await mkdir(join(folder, 'day 1', 'deep'), { recursive: true })
+  await mkdir(join(folder, 'nothing'))
+  for (let i = 0; i < 120; i++) await writeFile(join(folder, 'day 1', `${i}.txt`), `picture ${i}`)
+  await writeFile(join(folder, 'day 1', 'deep', 'last.txt'), 'last')
+  await writeFile(join(folder, 'empty.txt'), '')
+  return folder
+}
+
+async function assertTripStored(page: Page, server: TestServer): Promise<void> {
+  await until(
+    () => page.locator('.row').count(),
+    count => count === 122,
+  )
+  assert.equal(await page.inputValue('#title'), 'Trip')
+  assert.deepEqual((await page.locator('.row .name').allTextContents()).slice(0, 3), [
+    'Trip/day 1/0.txt',
+    'Trip/day 1/1.txt',
+    'Trip/day 1/2.txt',
+  ])
+  assert.equal(await row(page, 'empty.txt').getAttribute('data-state'), 'failed')
+  await page.click('#send')
+  await reach(page, 'stored', 121)
+  const names = [...Array.from({ length: 120 }, (_, i) => `${i}.txt`), 'last.txt']
+  assert.deepEqual(await published(server.dir), names.sort())
+  for (const { files } of await records(server.dir)) assert.equal(files[0]?.sentAs, files[0]?.name)
+}
+
+test('a folder that was chosen: its files, and those of its folders', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  const chosen = page.waitForEvent('filechooser')
+  await page.click('#choose-folder')
+  await (await chosen).setFiles(await folderOnDisk(t))
+  await assertTripStored(page, server)
+})
+
+/** What a person drops from another window. */
+async function dropFromDisk(page: Page, ...files: string[]): Promise<void> {
+  const session = await page.context().newCDPSession(page)
+  const data = { items: [], files, dragOperationsMask: 1 }
+  for (const type of ['dragEnter', 'dragOver', 'drop'] as const) {
+    await session.send('Input.dispatchDragEvent', { type, x: 300, y: 30, data })
+  }
+}
+
+test('a folder that was dropped: its files, and those of its folders', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  await dropFromDisk(page, await folderOnDisk(t))
+  await assertTripStored(page, server)
+})
+
+test('dropped together: files, folders, and a folder that holds none', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  const folder = await folderOnDisk(t)
+  await dropFromDisk(page, join(folder, 'nothing'))
+  await page.waitForSelector('#file-error:not([hidden])')
+  assert.equal(await page.textContent('#file-error'), 'There are no files in it.')
+  await dropFromDisk(
+    page,
+    join(folder, 'day 1', 'deep'),
+    join(folder, 'day 1', '7.txt'),
+    join(folder, 'nothing'),
+  )
+  await until(
+    () => page.locator('.row .name').allTextContents(),
+    names => names.length === 2,
+  )
+  assert.deepEqual(await page.locator('.row .name').allTextContents(), ['deep/last.txt', '7.txt'])
+  assert.equal(await page.isVisible('#file-error'), false)
+  assert.equal(await page.inputValue('#title'), 'last.txt and 1 more')
+})
+
+test(
+  'many files: totals, the list scrolls and the page does not, and all are cancelled at once',
+  options,
+  async t => {
+    const { handler, reached, open } = heldBack(t)
+    const server = await start(t, [handler])
+    const page = await visit(t, server, { viewport: { width: 1000, height: 900 } })
+    await page.setInputFiles('#file', [
+      await onDisk(t, '0.txt', 20_000_000),
+      await onDisk(t, '1.txt', 20_000_000),
+    ])
+    const { height } = (await page.locator('form').boundingBox()) ?? { height: 0 }
+    await page.setInputFiles(
+      '#file',
+      Array.from({ length: 198 }, (_, i) => file(`${i + 2}.txt`, 'x'.repeat(1000))),
+    )
+    assert.equal(await page.textContent('#summary .facts'), '200 files, 40.2\u00a0MB')
+    const list = page.locator('#rows')
+    assert.ok(await list.evaluate('rows.scrollHeight > 5 * rows.clientHeight'))
+    const grown = (await page.locator('form').boundingBox())?.height ?? 0
+    assert.ok(grown < 3 * height, `the form grew from ${height} to ${grown} px`)
+    assert.ok(await page.evaluate('document.scrollingElement.scrollHeight < 1.5 * innerHeight'))
+    await page.click('#send')
+    await reached
+    assert.match(
+      String(await page.textContent('#summary .facts')),
+      /^0 of 200 files stored · .+ of 40\.2\sMB/,
+    )
+    assert.equal(await page.textContent('#send'), 'Uploading…')
+    // A second click is none.
+    await page.click('#send', { force: true })
+    assert.equal(await page.isVisible('#file-error'), false)
+    await page.getByRole('button', { name: 'Cancel all' }).click()
+    await reach(page, 'cancelled', 200)
+    assert.equal(await page.textContent('#summary .facts'), '200 cancelled')
+    assert.equal(await page.textContent('#status'), '200 cancelled')
+    open()
+    await until(
+      () => temporaryFiles(server),
+      files => files.length === 0,
+    )
+    assert.deepEqual(await published(server.dir), [])
+    // The focus is where something can be done, and all of them can be sent again, or dropped from the list.
+    assert.equal(await page.evaluate('document.activeElement.textContent'), 'Retry all')
+    await page.keyboard.press('Enter')
+    await reach(page, 'stored', 200)
+    assert.equal((await published(server.dir)).length, 200)
+    assert.equal(await page.textContent('#summary .facts'), '200 stored')
+    // What was sent last is in sight.
+    assert.ok(await list.evaluate('rows.scrollTop + rows.clientHeight > rows.scrollHeight - 200'))
+    await page.getByRole('button', { name: 'Clear list' }).click()
+    assert.equal(await page.locator('.row').count(), 0)
+    assert.equal(await page.evaluate('document.activeElement.id'), 'file')
+  },
+)
+
+test('another try is offered where it may help, and nowhere else', options, async t => {
+  const codes: [code: ErrorCode, again: boolean][] = [
+    ['malformed_body', false],
+    ['forbidden', false],
+    ['name_taken', false],
+    ['too_many_files', false],
+    ['type_not_allowed', false],
+    ['idle_timeout', true],
+    ['too_many_uploads_of_client', true],
+    ['storage_failed', true],
+    ['too_many_uploads', true],
+    ['disk_full', true],
+  ]
+  const refusing: UploadHandler = {
+    name: 'refusing',
+    open(info) {
+      throw new UploadError(info.name as ErrorCode, `${info.name} is not for us`)
+    },
+  }
+  const page = await visit(t, await start(t, [refusing]))
+  await page.setInputFiles(
+    '#file',
+    codes.map(([code]) => file(code)),
+  )
+  await page.click('#send')
+  await reach(page, 'failed', codes.length)
+  for (const [code, again] of codes) {
+    assert.equal(await row(page, code).locator('.retry').isVisible(), again, code)
+    assert.equal(await row(page, code).locator('.remove').isVisible(), true, code)
+  }
+  // A name stands in a sentence as it is.
+  assert.equal(
+    await row(page, 'name_taken').locator('.facts').textContent(),
+    'Not stored: name_taken is not for us',
+  )
+  assert.equal(await page.getByRole('button', { name: 'Retry all' }).isVisible(), true)
+})
+
+/** A proxy before a server, below a path of its own; `judge` may answer a request in the server's place. */
+async function proxy(
+  t: TestContext,
+  { port }: TestServer,
+  judge: (req: http.IncomingMessage, res: http.ServerResponse) => boolean = () => false,
+): Promise<string> {
+  const front = http.createServer((req, res) => {
+    if (judge(req, res)) return
+    const path = (req.url ?? '').replace(/^\/files\/here/, '')
+    const options = { port, path, method: req.method, headers: req.headers }
+    const back = http.request(options, answer => {
+      res.writeHead(answer.statusCode ?? 502, answer.headers)
+      answer.pipe(res)
+    })
+    back.on('error', () => res.destroy())
+    req.pipe(back)
+    res.on('close', () => back.destroy())
+  })
+  await new Promise<void>(resolve => front.listen(0, '127.0.0.1', () => resolve()))
+  t.after(() => front.close().closeAllConnections())
+  return `http://127.0.0.1:${(front.address() as AddressInfo).port}/files/here/`
+}
+
+for (const [status, words, again] of [
+  [200, 'Something on the way to this server answered in its place. Reload this page.', false],
+  [403, 'A proxy on the way to this server refused it (HTTP 403).', false],
+  [
+    413,
+    'Too large for a proxy on the way to this server. Whoever runs the server can raise the limit there.',
+    false,
+  ],
+  [429, 'The server cannot be reached just now (HTTP 429).', true],
+  [502, 'The server cannot be reached just now (HTTP 502).', true],
+] as const) {
+  test(`a proxy that answers ${status} in the server's place is told from the server`, options, async t => {
+    const url = await proxy(t, await start(t), (req, res) => {
+      if (req.method !== 'POST') return false
+      // As nginx does: the answer at once, the body read and dropped.
+      req.resume()
+      res.writeHead(status, { 'Content-Type': 'text/html' })
+      res.end(`<html>\r\n<head><title>${status}</title></head>\r\n</html>\r\n`)
+      return true
+    })
+    const page = await visit(t, { url } as TestServer)
+    await page.setInputFiles('#file', [file('a.txt')])
+    await page.click('#send')
+    await page.waitForSelector('[data-state=failed]')
+    assert.equal(await page.textContent('.row .facts'), words)
+    assert.equal(await page.isVisible('.row .retry'), again)
+  })
+}
+
+test(
+  'below a proxy’s path: the page, an upload with the script and without it, and an error',
+  options,
+  async t => {
+    const server = await start(t)
+    const url = await proxy(t, server)
+    const page = await visit(t, { ...server, url })
+    await page.setInputFiles('#file', [file('a.txt')])
+    await page.click('#send')
+    await page.waitForSelector('[data-state=stored]')
+    const plain = await visit(t, { ...server, url }, { javaScriptEnabled: false })
+    await plain.fill('#title', 'plain')
+    await plain.setInputFiles('#file', [file('b.txt')])
+    await plain.click('#send')
+    await plain.waitForSelector('.notice')
+    assert.equal(plain.url(), url)
+    assert.deepEqual(await published(server.dir), ['a.txt', 'b.txt'])
+    for (const path of ['nowhere', 'nowhere/at/all']) {
+      await plain.goto(url + path)
+      assert.equal(await plain.textContent('.card p'), `The server says: there is nothing at /${path}.`)
+      assert.equal(await plain.evaluate('getComputedStyle(document.querySelector("main")).maxWidth'), '608px')
+      await plain.click('.card a')
+      assert.equal(plain.url(), url)
+    }
+  },
+)
+
+test('a server that is gone, and an answer that is lost', options, async t => {
+  const server = await start(t)
+  let gone = false
+  const cut = await proxy(t, server, (req, res) => {
+    if (req.method !== 'POST') return false
+    if (gone) return req.socket.destroy() !== undefined
+    // The head of the answer, and no more: without one Chromium sends a form again by itself.
+    res.end = () => res
+    res.write = () => {
+      res.flushHeaders()
+      res.socket?.end()
+      return true
+    }
+    return false
+  })
+  const page = await visit(t, { ...server, url: cut })
+  await page.setInputFiles('#file', [file('lost.txt')])
+  await page.click('#send')
+  // Stored: the progress record says so.
+  await page.waitForSelector('[data-state=stored]')
+  assert.deepEqual(await published(server.dir), ['lost.txt'])
+  gone = true
+  await page.setInputFiles('#file', [file('gone.txt')])
+  await page.click('#send')
+  await page.waitForSelector('[data-state=failed]')
+  assert.equal(
+    await row(page, 'gone.txt').locator('.facts').textContent(),
+    'The connection to the server broke.',
+  )
+  assert.equal(await row(page, 'gone.txt').locator('.retry').isVisible(), true)
+  assert.deepEqual(await published(server.dir), ['lost.txt'])
+})
+
+test('a file that was changed since it was chosen, or while it was sent', options, async t => {
+  const server = await start(t)
+  const page = await visit(t, server)
+  const path = await onDisk(t, 'a.txt', 1000)
+  const long = new Date('2020-01-01')
+  await utimes(path, long, long)
+  await page.setInputFiles('#file', path)
+  await writeFile(path, 'shorter')
+  await page.click('#send')
+  await page.waitForSelector('[data-state=failed]')
+  const said = () => page.textContent('.row .facts')
+  assert.equal(await said(), 'This file was changed or moved since it was chosen. Choose it again.')
+  assert.equal(await page.isVisible('.row .retry'), false)
+  assert.deepEqual(await published(server.dir), [])
+  // By its time it is what it was, so Chromium sends what is there.
+  await truncate(path, 1000)
+  await utimes(path, long, long)
+  await page.click('.row .remove')
+  await page.setInputFiles('#file', path)
+  await truncate(path, 7)
+  await utimes(path, long, long)
+  await page.click('#send')
+  await page.waitForSelector('[data-state=stored]')
+  assert.match(String(await said()), /^1\.00\skB · stored in .+ · changed while it was sent: 7\sB$/)
+  assert.equal((await stat(join(server.dir, 'a.txt'))).size, 7)
+})
+
+test('cancelled when all of it has arrived: it is stored, and said to be', options, async t => {
+  const { handler, reached, open } = heldBack(t)
+  const server = await start(t, [handler])
+  const page = await visit(t, server)
+  await page.setInputFiles('#file', [file('a.txt')])
+  await page.click('#send')
+  await reached
+  await page.click('.row .cancel')
+  open()
+  await page.waitForSelector('[data-state=stored]')
+  assert.deepEqual(await published(server.dir), ['a.txt'])
+})
+
+test('without the token the page says how to enter it, and asks for nothing else', options, async t => {
+  const server = await start(t, [], { token: 'secret' })
+  // Asked twice a browser has no more to say, and shows what was answered: as where a person gives up.
+  const own = await browser.newContext({ httpCredentials: { username: 'anybody', password: 'wrong' } })
+  t.after(() => own.close())
+  const page = await own.newPage()
+  const asked: string[] = []
+  page.on('request', request => asked.push(request.url()))
+  for (const path of ['', 'somewhere/else']) {
+    asked.length = 0
+    const answer = await page.goto(server.url + path)
+    assert.equal(answer?.status(), 401)
+    assert.match(
+      String(await page.textContent('main')),
+      /any user name will do, and the password is the token/,
+    )
+    assert.match(String(await page.textContent('main')), /printed where uploadr serve was started/)
+    assert.deepEqual(await findings(page), [])
+    // A style or an image would be refused too, and a browser would ask for the token again for each.
+    assert.deepEqual([...new Set(asked.filter(url => !url.endsWith('favicon.ico')))], [server.url + path])
+    const href = String(await page.getByRole('link').getAttribute('href'))
+    assert.equal(new URL(href, page.url()).href, server.url)
+  }
+})
+
+test('without JavaScript: a name stands in a refusal as it is', options, async t => {
+  const server = await start(t, [], { kinds: { denyExtensions: ['exe'] } })
+  const page = await visit(t, server, { javaScriptEnabled: false })
+  await page.fill('#title', 't')
+  await page.setInputFiles('#file', [file('photo.exe')])
+  await page.click('#send')
+  await page.waitForSelector('.notice.bad')
+  assert.match(String(await page.textContent('.notice')), /^\s*Nothing was stored: photo\.exe ends in \.exe/)
+})
 
 for (const colorScheme of ['light', 'dark'] as const) {
   for (const width of [1000, 375]) {

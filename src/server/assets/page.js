@@ -199,6 +199,7 @@ buttons.remove.addEventListener('click', () => {
   for (const { row } of uploads) row.remove()
   uploads.clear()
   showError(picker, '')
+  picker.focus()
   update()
 })
 

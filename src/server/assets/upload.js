@@ -72,9 +72,10 @@ export class Upload {
     this.#show('queued', `${size(this.file.size)} · waiting`)
   }
 
+  /** What has arrived whole cannot be called back. */
   cancel() {
-    if (this.sending) this.#control.abort()
-    else this.#cancelled()
+    if (this.#state === 'sending') this.#control.abort()
+    if (this.#state === 'queued') this.#cancelled()
   }
 
   async send(token) {
@@ -175,6 +176,9 @@ export class Upload {
     this.received = this.file.size
     const facts = [size(this.file.size), `stored in ${duration((performance.now() - this.#began) / 1000)}`]
     if (file && file.name !== this.file.name) facts.push(`as ${file.name}`)
+    // A handler of the server's may have changed it as well; what arrived is what was sent.
+    const arrived = (file?.arrived ?? file ?? this.file).size
+    if (arrived !== this.file.size) facts.push(`changed while it was sent: ${size(arrived)}`)
     this.#show('stored', facts.join(' · '))
   }
 
@@ -190,7 +194,7 @@ export class Upload {
     this.#part('.facts').textContent = facts
     this.#part('.percent').textContent = this.sending ? `${this.#percent} %` : ''
     showBar(this.#part('.bar'), this.sending ? this.#percent : undefined)
-    offer(this.#part('.cancel'), this.active)
+    offer(this.#part('.cancel'), this.active && state !== 'storing')
     offer(this.#part('.retry'), this.retryable)
     offer(this.#part('.remove'), !this.active)
     this.#page.changed(this)

@@ -33,11 +33,14 @@ export function watch(id, heard) {
   }
 }
 
-/** What became of an upload whose answer did not come: what is being stored is waited for. Undefined where nobody knows. */
+/**
+ * What became of an upload whose answer did not come. Of one that has arrived whole the end is waited for:
+ * the server stores it whether or not anybody listens. Undefined where nobody knows.
+ */
 export async function outcome(id) {
   for (;;) {
     const progress = await ask(id).catch(() => undefined)
-    if (progress?.phase !== 'storing') return progress
+    if (progress?.state !== 'uploading' || progress.received !== progress.size) return progress
     await new Promise(resolve => setTimeout(resolve, POLL_MS))
   }
 }
