@@ -249,18 +249,89 @@ test('bytes of a field that cannot be read are refused, and the field named', as
   }
 })
 
-test('a form within a part is refused, and the part named', async t => {
+test('several files in one part are files of its field', async t => {
+  const one = randomFile(50_000)
+  const two = Buffer.from('--INNE\r\n--INNE--\r\n')
+  const mixed = multipart(
+    [
+      { headers: 'Content-Disposition: attachment; filename="a.txt"\r\nContent-Type: text/plain', body: one },
+      { headers: 'Content-Disposition: file; filename="b.bin"\r\nContent-Type: x/y', body: two },
+      { headers: 'Content-Disposition: attachment\r\nContent-Type: text/plain', body: 'no name' },
+      { headers: 'Content-Disposition: attachment; filename=""', body: '' },
+    ],
+    'INNER',
+  )
+  const headers = disposition('name="files"', 'Content-Type: Multipart/Mixed; boundary="INNER"')
+  const form = [TITLE, { headers, body: mixed }, NAMED, { name: 'note', body: 'x' }]
+  for (const options of Object.values(WAYS)) {
+    const at = await startServer(t, options)
+    for (const chunk of [1_000_000, 999, 7]) {
+      const { files, fields } = await stored(at, form, { chunk })
+      assert.deepEqual(
+        files.map(file => [file.field, file.sentAs, file.type]),
+        [
+          ['files', 'a.txt', 'text/plain'],
+          ['files', 'b.bin', 'x/y'],
+          ['files', 'files.txt', 'text/plain'],
+          ['file', 'named.bin', 'application/octet-stream'],
+        ],
+      )
+      const bodies = [one, two, Buffer.from('no name'), Buffer.from('named')]
+      for (const [i, file] of files.entries()) await assertStored(at.dir, file, bodies[i] as Buffer)
+      assert.deepEqual(fields, { note: ['x'] })
+    }
+  }
+  const at = await startServer(t)
+  const within = (body: Buffer, type = 'multipart/mixed; boundary=INNER') =>
+    multipart([TITLE, { headers: disposition('name="files"', `Content-Type: ${type}`), body }, NAMED])
+  const deeper = multipart(
+    [{ headers: `Content-Disposition: file\r\nContent-Type: multipart/mixed; boundary=C`, body: 'x' }],
+    'INNER',
+  )
+  const rows: [string, Buffer, string, RegExp][] = [
+    ['cut', within(mixed.subarray(0, 100)), 'truncated_body', /ends in part 1 \(files\) of part 2 \(files\)/],
+    [
+      'another boundary',
+      within(Buffer.from('x')),
+      'malformed_body',
+      /"INNER" of part 2 \(files\) never appears/,
+    ],
+    ['no boundary', within(mixed, 'multipart/mixed'), 'malformed_body', /no usable boundary: multipart/],
+    ['a form in it', within(deeper), 'malformed_body', /^part 1 of part 2 \(files\) is multipart\/mixed/],
+    [
+      'another kind of form',
+      within(mixed, 'multipart/related; boundary=INNER'),
+      'malformed_body',
+      /^part 2 is multipart\/related/,
+    ],
+    [
+      'LF alone',
+      within(Buffer.from(mixed.toString('latin1').replaceAll('\r\n', '\n'), 'latin1')),
+      'malformed_body',
+      /LF alone/,
+    ],
+  ]
+  for (const [row, body, code, detail] of rows) {
+    await t.test(row, async () => void (await refused(at, body, code, detail)))
+  }
+})
+
+test('a digest of several files in one part is not left out', async t => {
   const at = await startServer(t)
   const mixed = multipart(
     [{ headers: 'Content-Disposition: attachment; filename="a.txt"', body: 'a' }],
     'INNER',
   )
-  const headers = disposition('name="files"', 'Content-Type: multipart/mixed; boundary=INNER')
+  const headers = disposition(
+    'name="files"',
+    'Content-Type: multipart/mixed; boundary=INNER',
+    'Content-MD5: AAAAAAAAAAAAAAAAAAAAAA==',
+  )
   await refused(
     at,
     multipart([TITLE, { headers, body: mixed }, NAMED]),
     'malformed_body',
-    /part 2 .*multipart\/mixed/,
+    /^part 2 has a digest/,
   )
 })
 

@@ -3,7 +3,7 @@ import type { Limits } from '../limits.ts'
 import type { Awaitable } from '../protocol.ts'
 import { formatSize } from '../units.ts'
 import { DELIMITER, DelimiterSearch, type Piece } from './delimiter-search.ts'
-import { charsetOf, type PartHead } from './part-head.ts'
+import { charsetOf, type HeadPlace, type PartHead } from './part-head.ts'
 import { type PartListener, PartReader } from './part-reader.ts'
 import { Turns } from './turns.ts'
 
@@ -22,6 +22,12 @@ export interface FormListener {
   fieldData(bytes: number): void
   /** A whole field: its bytes, one a character. */
   field(head: PartHead, bytes: string): void
+}
+
+/** A part that holds a form, and what errors call it. */
+interface OuterPart extends HeadPlace {
+  readonly within: PartHead
+  readonly what: string
 }
 
 export type FormLimits = Pick<Limits, 'partHead'>
@@ -53,7 +59,7 @@ export class FormParser {
   readonly #search: DelimiterSearch
   readonly #reader: PartReader
   readonly #delimiter: Buffer
-  #state: 'preamble' | 'head' | 'file' | 'field' | 'epilogue' = 'preamble'
+  #state: 'preamble' | 'head' | PartHead['kind'] | 'epilogue' = 'preamble'
   /** The end of the preamble, as long as a boundary; undefined for no preamble. */
   #preambleEnd: Buffer | undefined
   /** What there is of the head in hand, and of the line before it; nothing once it has been read. */
@@ -61,14 +67,24 @@ export class FormParser {
   /** What it says. */
   #head: PartHead | undefined
   #parts = 0
+  readonly #place: HeadPlace
+  /** The form in the part in hand, where that is one. */
+  #inner: FormParser | undefined
+  /** What errors add to the number of a part: the part that this form is in. */
+  readonly #within: string
   #block: Buffer | undefined
   #gathered = 0
 
-  /** Throws a `malformed_body` where the Content-Type has no usable boundary. */
-  constructor(contentType: string, limits: FormLimits, listener: FormListener) {
+  /**
+   * Throws a `malformed_body` where the Content-Type has no usable boundary. `outer`: the part that this form
+   * is in, for several files in one part (RFC 7578, 4.3; curl's `-F 'f=@a,b'`).
+   */
+  constructor(contentType: string, limits: FormLimits, listener: FormListener, outer?: OuterPart) {
     this.#limits = limits
+    this.#within = outer ? ` of ${outer.what}` : ''
+    this.#place = outer ?? { charset: charsetOf(contentType), within: undefined }
     this.#listener = listener
-    const { reader, delimiter } = openReader(contentType, {
+    const { reader, delimiter } = openReader(contentType, this.#place, {
       head: head => {
         this.#head = head
       },
@@ -90,8 +106,8 @@ export class FormParser {
   end(): void {
     if (this.#state === 'epilogue') return
     if (this.#parts > 0) throw truncated(`the form ends in ${this.#part()}, before its closing boundary`)
-    if (this.#preambleEnd) throw malformed(`the boundary ${this.#boundary()} never appears`)
-    throw truncated('the form ends before its first part')
+    if (this.#preambleEnd) throw malformed(`${this.#boundary()} never appears`)
+    throw truncated(`the form${this.#within} ends before its first part`)
   }
 
   #take(pieces: Generator<Piece, void, void>): Awaitable<void> {
@@ -111,6 +127,7 @@ export class FormParser {
     if (state === 'epilogue') return
     if (state === 'head') this.#refuse('has a head without an end')
     if (state === 'field') this.#handOn()
+    if (state === 'files') this.#inner?.end()
     // The reader stands behind the first one already.
     if (state !== 'preamble') this.#reader.delimiter()
     this.#state = 'head'
@@ -126,6 +143,8 @@ export class FormParser {
         return this.#listener.fileData(piece)
       case 'field':
         return this.#fieldData(piece)
+      case 'files':
+        return this.#inner?.write(piece)
       case 'head':
         return this.#headData(piece)
       case 'preamble':
@@ -141,8 +160,8 @@ export class FormParser {
     if (at >= 0) {
       const isLine = seen[at - 1] === LF || seen[at + boundary.length] === LF
       throw isLine
-        ? bareLineEnds('the form')
-        : malformed(`the boundary ${this.#boundary()} stands within a line`)
+        ? bareLineEnds(`the form${this.#within}`)
+        : malformed(`${this.#boundary()} stands within a line`)
     }
     this.#preambleEnd = Buffer.from(seen.subarray(Math.max(0, seen.length - boundary.length)))
   }
@@ -162,11 +181,9 @@ export class FormParser {
     if (!head) return this.#refuse('could not be read')
     this.#bytes = EMPTY
     const rest = bytes.subarray(end)
-    if (!head.isFile) {
-      this.#state = 'field'
-      return rest.length > 0 ? this.#fieldData(rest) : undefined
-    }
-    this.#state = 'file'
+    this.#state = head.kind
+    if (head.kind === 'files') this.#inner = this.#formOf(head)
+    if (head.kind !== 'file') return rest.length > 0 ? this.#data(rest) : undefined
     const wait = this.#listener.file(head)
     if (rest.length === 0) return wait
     return wait ? this.#after(wait, () => this.#listener.fileData(rest)) : this.#listener.fileData(rest)
@@ -183,13 +200,19 @@ export class FormParser {
     const line = bytes.subarray(at, at + CRLF.length)
     if (line.equals(CRLF)) return at + CRLF.length
     if (at > 0 || !line.equals(CLOSING)) {
-      const before = `the boundary before part ${this.#parts}`
+      const before = `the boundary before ${this.#part()}`
       if (line[0] === LF) throw bareLineEnds(before)
       throw malformed(`${before} is followed by ${quote(bytes)}, not by a line end`)
     }
     this.#state = 'epilogue'
     this.#reader.close()
     return -1
+  }
+
+  #formOf(head: PartHead): FormParser {
+    const outer = { charset: this.#place.charset, within: head, what: this.#part() }
+    const contentType = head.contentType.replace(/^multipart\/mixed/i, 'multipart/form-data')
+    return new FormParser(contentType, this.#limits, this.#listener, outer)
   }
 
   #fieldData(piece: Buffer): void {
@@ -208,11 +231,11 @@ export class FormParser {
 
   /** What errors call the part in hand. */
   #part(): string {
-    return `part ${this.#parts}${this.#head ? ` (${this.#head.name})` : ''}`
+    return `part ${this.#parts}${this.#head ? ` (${this.#head.name})` : ''}${this.#within}`
   }
 
   #boundary(): string {
-    return quote(this.#delimiter.subarray(2 * CRLF.length))
+    return `the boundary ${quote(this.#delimiter.subarray(2 * CRLF.length))}${this.#within}`
   }
 
   #refuse(reason: string): never {
@@ -227,9 +250,9 @@ export class FormParser {
   }
 }
 
-function openReader(contentType: string, listener: PartListener) {
+function openReader(contentType: string, place: HeadPlace, listener: PartListener) {
   try {
-    return PartReader.open(contentType, charsetOf(contentType), listener)
+    return PartReader.open(contentType, place, listener)
   } catch (cause) {
     throw malformed(
       `the Content-Type has no usable boundary: ${contentType.slice(0, QUOTE_MAX)}`,

@@ -4,14 +4,16 @@ import { OWN_FIELDS } from './form.ts'
 
 /** What the head of a part says. */
 export interface PartHead {
-  /** Its bytes are a file's; otherwise it is a field. */
-  readonly isFile: boolean
+  /** What its bytes are: a field's, a file's, or those of several files, as parts of a form within it. */
+  readonly kind: 'field' | 'file' | 'files'
   /** The name of its field in the form, never empty. */
   readonly name: string
   /** As it was sent, decoded, and to be cleaned before it is used; undefined for none. */
   readonly filename: string | undefined
   /** The media type, in lower case and without parameters. */
   readonly type: string
+  /** The whole Content-Type, its bytes one a character; empty for none. */
+  readonly contentType: string
   /** Of a field's value, where the part announces it. */
   readonly charset: string | undefined
   readonly digests: readonly WantedDigest[] | undefined
@@ -42,52 +44,60 @@ const EXTENDED = /^([^']*)'[^']*'((?:[^%]|%[0-9A-Fa-f]{2})*)$/
 const ENCODED_WORD =
   /=\?([^?\s*]+)(?:\*[^?\s]*)?\?([bq])\?([^?\s]*)\?=(?:\s+(?==\?[^?\s]+\?[bq]\?[^?\s]*\?=))?/gi
 
+/** Where a head stands. */
+export interface HeadPlace {
+  /** What the request announces for its names; UTF-8 where it does not. */
+  readonly charset: string | undefined
+  /** The part whose form it is in; undefined in the form itself. */
+  readonly within: PartHead | undefined
+}
+
 /**
- * Reads a part's head. `charset` is what the request announces for its names; UTF-8 where it does not.
- *
- * A part is a file where it has a filename, an empty one too, or is declared to be anything but text: that is how
+ * Reads a part's head. A part is a file where it has a filename, an empty one too, or is declared to be anything but text: that is how
  * clients send bytes that they have no name for. The form's own fields are fields whatever their type, unless
  * they come with a name of a file.
  */
-export function readPartHead(header: PartHeader, charset: string | undefined, refuse: Refuse): PartHead {
+export function readPartHead(header: PartHeader, { charset, within }: HeadPlace, refuse: Refuse): PartHead {
   const first = (name: string) => header[name]?.[0]
   const disposition = first('content-disposition')
   if (disposition === undefined) return refuse('has no Content-Disposition')
   const parameters = readDisposition(disposition)
   if (parameters === undefined) return refuse('has a Content-Disposition that cannot be read')
   const kind = DISPOSITION.exec(disposition)?.[1]?.toLowerCase()
-  if (kind !== 'form-data') return refuse(`has the disposition ${kind}, not form-data`)
-
-  const sentName = parameters.get('name')
-  if (!sentName) return refuse('has no name')
-  const name = textOf(sentName, charset)
-  if (name === undefined) return refuse(`has a name that is not ${charset ?? 'UTF-8'}`)
-  checkLabel('name', name, refuse)
+  // Within a part it is `attachment` or `file` (RFC 2388, 4.2), and the field's name stands outside.
+  if (kind !== 'form-data' && !within) return refuse(`has the disposition ${kind}, not form-data`)
+  const name = within?.name ?? nameOf(parameters, charset, refuse)
   const filename = fileNameOf(parameters, charset, refuse)
 
-  const contentType = first('content-type')
-  const type = contentType === undefined ? 'text/plain' : mediaType(contentType)
+  const contentType = first('content-type') ?? ''
+  const type = contentType === '' ? 'text/plain' : mediaType(contentType)
   checkLabel('media type', type, refuse)
+  const isForm = filename === undefined && type.startsWith('multipart/')
+  if (isForm && (type !== 'multipart/mixed' || within)) return refuse(`is ${type}, which is not read here`)
   const isFile = OWN_FIELDS.has(name)
     ? filename !== undefined && filename !== ''
-    : filename !== undefined || !type.startsWith('text/')
-  // Several files in one part, as curl sends `-F 'f=@a,b'`: RFC 7578, 4.3 has it deprecated.
-  if (filename === undefined && type.startsWith('multipart/')) {
-    return refuse(`is ${type}, a form of its own: each file has to be a part by itself`)
-  }
+    : filename !== undefined || within !== undefined || !type.startsWith('text/')
   // RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded.
   const encoding = first('content-transfer-encoding')?.trim().toLowerCase() ?? 'binary'
   if (!['7bit', '8bit', 'binary'].includes(encoding)) {
     return refuse(`has the Content-Transfer-Encoding ${encoding}, which is not supported`)
   }
+  const digests = wantedDigests(first)
+  if (isForm && digests)
+    return refuse('has a digest, which is compared for each file, not for several in one part')
   return {
-    isFile,
-    name,
-    filename,
-    type,
-    charset: charsetOf(contentType ?? ''),
-    digests: wantedDigests(first),
+    ...{ kind: isForm ? 'files' : isFile ? 'file' : 'field', name, filename, type, contentType, digests },
+    charset: charsetOf(contentType),
   }
+}
+
+function nameOf(parameters: Map<string, string>, charset: string | undefined, refuse: Refuse): string {
+  const sent = parameters.get('name')
+  if (!sent) return refuse('has no name')
+  const name = textOf(sent, charset)
+  if (name === undefined) return refuse(`has a name that is not ${charset ?? 'UTF-8'}`)
+  checkLabel('name', name, refuse)
+  return name
 }
 
 /** A Content-Type that is none says as little of the bytes as octet-stream does. */

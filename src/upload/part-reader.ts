@@ -1,5 +1,5 @@
 import busboy, { type Busboy } from 'busboy'
-import { type PartHead, type PartHeader, type Refuse, readPartHead } from './part-head.ts'
+import { type HeadPlace, type PartHead, type PartHeader, type Refuse, readPartHead } from './part-head.ts'
 
 /** Told what a head or a field's value says. */
 export interface PartListener {
@@ -33,7 +33,7 @@ export class PartReader {
   readonly #delimiter: Buffer
   readonly #take: TakePiece
   #listener: PartListener | undefined
-  #charset: string | undefined
+  #place: HeadPlace = { charset: undefined, within: undefined }
 
   /** Throws what busboy throws: the Content-Type has no usable boundary. */
   private constructor(contentType: string) {
@@ -51,20 +51,20 @@ export class PartReader {
     this.#take = take
     this.delimiter()
     const gather = heads().cb
-    heads().cb = header => gather(this.#read(header) ? NOTHING : FIELD)
+    heads().cb = header => gather(this.#read(header) ? FIELD : NOTHING)
   }
 
   /** A reader for the first head of a form, and what the form's delimiters are. */
   static open(
     contentType: string,
-    charset: string | undefined,
+    place: HeadPlace,
     listener: PartListener,
   ): { reader: PartReader; delimiter: Buffer } {
     const boundary = PLAIN.exec(contentType)?.[1]
     const used = boundary === undefined ? undefined : idle.pop()
     const reader = used ?? new PartReader(contentType)
     reader.#listener = listener
-    reader.#charset = charset
+    reader.#place = place
     return { reader, delimiter: used ? Buffer.from(`\r\n--${boundary}`) : reader.#delimiter }
   }
 
@@ -85,12 +85,12 @@ export class PartReader {
     if (idle.length < IDLE_MAX) idle.push(this)
   }
 
-  /** Tells of a head; whether it is a file's. */
+  /** Tells of a head; whether it is a field's. */
   #read(header: PartHeader): boolean {
     const listener = this.#listener as PartListener
-    const head = readPartHead(header, this.#charset, listener.refuse)
+    const head = readPartHead(header, this.#place, listener.refuse)
     listener.head(head)
-    return head.isFile
+    return head.kind === 'field'
   }
 }
 
