@@ -17,16 +17,16 @@ export function createProgram(host: Host, out: Output): Command {
   const program = new Command('uploadr')
   program
     .description(
-      'Receive uploads and send them, with a bar that shows what the server has received and stored.',
+      'Receive uploads and send them, with a bar that shows what the server has received and stored.\n\n' +
+        'Every option has a variable too: --max-size is UPLOADR_MAX_SIZE.',
     )
     .version(version(), '-V, --version', 'print the version')
     .helpCommand('help [command]', 'print the usage of a command')
-    .addHelpText('after', '\nEvery option has a variable too: --max-size is UPLOADR_MAX_SIZE.')
   for (const command of [serveCommand(host, out), pushCommand(host, out)]) program.addCommand(command)
   for (const command of [program, ...program.commands]) {
     command
       .exitOverride()
-      .configureHelp({ minWidthToWrap: HELP_TEXT_MIN, formatItem })
+      .configureHelp({ minWidthToWrap: 1, formatItem })
       .configureOutput({
         writeOut: out.page.write,
         writeErr: out.log.write,

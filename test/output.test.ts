@@ -1,0 +1,380 @@
+/** What is printed, and whether anything else is: hostile text, streams that fail, JSON, usage and help. */
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { readFile, writeFile } from 'node:fs/promises'
+import http from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import { inTerminal } from './pty.ts'
+import {
+  BINARY,
+  connect,
+  gate,
+  IN_CI,
+  published,
+  ROOT,
+  randomFile,
+  readAnswer,
+  run,
+  serve,
+  sha256,
+  startServer,
+  tempDir,
+  until,
+  uploadr,
+} from './support.ts'
+
+/** An escape sequence, C1's beginnings of two, an override of direction, two ends of a line and a line of our own. */
+const HOSTILE = 'a\x1b]0;owned\x07\u009b31m\u009d\u202egpj\u2028\r\nuploadr: forged'
+/** What can move a cursor, reorder or end a line; the end of a line itself apart. */
+const UNPRINTABLE = /(?!\n)[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u
+
+function assertHarmless(text: string, what: string): void {
+  assert.doesNotMatch(text, UNPRINTABLE, `${what}: ${JSON.stringify(text)}`)
+  assert.doesNotMatch(text, /^uploadr: forged/m, `${what}: ${JSON.stringify(text)}`)
+}
+
+function jsonLines(text: string) {
+  return text
+    .trimEnd()
+    .split('\n')
+    .map(line => JSON.parse(line))
+}
+
+/** A server that is not ours: takes every upload, and answers and reports as the test says. */
+async function fakeServer(t: TestContext, status: number, answer: object, progress: object): Promise<string> {
+  const server = http.createServer((req, res) => {
+    if (req.method === 'GET') return void res.end(JSON.stringify(progress))
+    req.resume().once('end', () => res.writeHead(status).end(JSON.stringify(answer)))
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.after(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}/`
+}
+
+async function aFile(t: TestContext, bytes: string | Buffer = 'hello', name = 'file.bin'): Promise<string> {
+  const path = join(await tempDir(t), name)
+  await writeFile(path, bytes)
+  return path
+}
+
+test('hostile text in arguments and variables is told without harm', async t => {
+  const module = await aFile(t, `throw new Error(${JSON.stringify(HOSTILE)})`, 'throws.mjs')
+  const misspelled = await aFile(t, `export default { [${JSON.stringify(HOSTILE)}]() {} }`, 'misspelled.mjs')
+  const cases: [args: string[], env?: Record<string, string>][] = [
+    [[HOSTILE]],
+    [['help', HOSTILE]],
+    [['push', `--${HOSTILE}`]],
+    [['push', `-${HOSTILE}`]],
+    [['push', `--timeout=${HOSTILE}`, 'file']],
+    [['push', '--id', HOSTILE, 'file']],
+    [['push', '--type', HOSTILE, 'file']],
+    [['push', '--url', HOSTILE, module]],
+    [['push', HOSTILE]],
+    [['push', HOSTILE, `${HOSTILE}2`]],
+    [['push', 'file'], { UPLOADR_TIMEOUT: HOSTILE }],
+    [['push', 'file'], { UPLOADR_JSON: HOSTILE }],
+    [['push', 'file'], { [`UPLOADR_${HOSTILE}`]: '1' }],
+    [['serve', `--log=${HOSTILE}`]],
+    [['serve', '--dir', `/proc/${HOSTILE}`]],
+    [['serve', '--host', HOSTILE]],
+    [['serve', '--handler', `./${HOSTILE}`]],
+    [['serve', '--port', '0', '--handler', module]],
+    [['serve', '--port', '0', '--handler', misspelled]],
+  ]
+  for (const [args, env = {}] of cases) {
+    const what = JSON.stringify([args, env])
+    const running = uploadr(t, args, { env })
+    assert.notEqual(await running.exited, 0, what)
+    assertHarmless(running.stdout() + running.stderr(), what)
+    // And as JSON, where that is what is asked for.
+    const json = uploadr(t, args, { env: { ...env, UPLOADR_PROGRESS: 'json', UPLOADR_LOG: 'json' } })
+    assert.notEqual(await json.exited, 0, what)
+    assertHarmless(json.stdout() + json.stderr(), what)
+    const told = args[0] === 'push' || (args[0] === 'serve' && !args[1]?.startsWith('--log'))
+    if (told) assert.ok(jsonLines(json.stderr()).length > 0, what)
+  }
+})
+
+test('hostile text of a server, in receipt, refusal and progress, is told without harm, and whole to machines', async t => {
+  const path = await aFile(t)
+  const file = { field: 'file', name: HOSTILE, sentAs: HOSTILE, size: 5, type: '', handler: 'x' }
+  const receipt = { id: 'x', title: HOSTILE, files: [{ ...file, sha256: sha256(Buffer.from('hello')) }] }
+  const problem = {
+    detail: HOSTILE,
+    code: HOSTILE,
+    errors: { [HOSTILE]: [{ message: HOSTILE, code: HOSTILE }] },
+  }
+  const failed = { state: 'error', status: 422, received: 0, ...problem }
+  const urls = [
+    await fakeServer(t, 201, receipt, { state: 'starting' }),
+    await fakeServer(t, 422, { ...problem, code: 'invalid_form' }, failed),
+    await fakeServer(t, 507, problem, failed),
+    await fakeServer(t, 201, { ...receipt, files: [{ ...file, size: 4 }] }, failed),
+  ]
+  for (const url of urls) {
+    for (const args of [[], ['--json'], ['--progress', 'json'], ['--json', '--progress', 'json']]) {
+      const running = uploadr(t, ['push', path, '--url', url, '--interval', '1ms', ...args])
+      await running.exited
+      assertHarmless(running.stdout() + running.stderr(), args.join(' '))
+      if (!args.includes('--json')) continue
+      const [result] = jsonLines(running.stdout())
+      // Escaped, it parses to the same text.
+      const told = result.ok ? result.name : result.error.message
+      assert.ok(told.includes(HOSTILE), JSON.stringify(result))
+    }
+  }
+})
+
+test('hostile text on a terminal: nothing but the bar’s own sequences, whatever the file is called', async t => {
+  const slow = gate()
+  const { url } = await startServer(t, { handlers: [slow.handler] })
+  const path = await aFile(t, randomFile(20_000_000), HOSTILE.replaceAll('/', ''))
+  const terminal = inTerminal(t, [process.execPath, BINARY, 'push', path, '--url', url])
+  await slow.reached
+  await until(terminal.raw, raw => raw.includes('%'))
+  slow.open()
+  assert.equal(await terminal.exited, 0)
+  assertHarmless(
+    terminal
+      .raw()
+      .replace(/\r\n/g, '\n')
+      .replace(/\x1b\[(?:[JK]|3[69]m)|\r/g, ''),
+    'bar',
+  )
+})
+
+for (const format of ['text', 'json']) {
+  test(`hostile text in the log, as ${format}`, async t => {
+    const server = await serve(t, ['--log', format])
+    const socket = connect(server.url)
+    const answer = readAnswer(socket)
+    const path = Buffer.from(HOSTILE.replace(/[\r\n ]/g, ''))
+    socket.write(
+      Buffer.concat([
+        Buffer.from('GET /'),
+        path,
+        Buffer.from(' HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'),
+      ]),
+    )
+    await answer
+    server.child.kill('SIGTERM')
+    assert.equal(await server.exited, 0)
+    assertHarmless(server.stderr(), format)
+    if (format === 'json') assert.ok(jsonLines(server.stderr()).length > 0)
+  })
+}
+
+test('no secret is repeated: mistyped options, options that are refused', async t => {
+  const cases: [args: string[], env?: Record<string, string>][] = [
+    [['push', '--tokne=hunter2', 'file']],
+    [['push', "--tokne=it's=hunter2", 'file']],
+    [['push', '-thunter2', 'file']],
+    [['--token=hunter2', 'push', 'file']],
+    [['serve', '--tokens=hunter2']],
+    [['push', 'file'], { UPLOADR_TOKNE: 'hunter2' }],
+  ]
+  for (const [args, env = {}] of cases) {
+    const running = uploadr(t, args, { env })
+    assert.equal(await running.exited, 2, args.join(' '))
+    assert.match(running.stderr(), /^uploadr: /)
+    assert.doesNotMatch(running.stdout() + running.stderr(), /hunter2/)
+  }
+})
+
+test('a message that cannot be written is lost, and the upload goes on', async t => {
+  const { url, dir } = await startServer(t)
+  const command = `'${process.execPath}' '${BINARY}' push '${await aFile(t, randomFile(3_000_000))}' --url ${url}`
+  const script = [
+    `${command} 2>/dev/full`,
+    `${command} --progress json 2>&1 >/dev/null | true; exit $PIPESTATUS`,
+    `${command} 2>&-`,
+  ]
+  for (const [i, line] of script.entries()) {
+    const { code, stderr } = await run('bash', ['-c', line])
+    assert.equal(code, 0, `${line}: ${stderr}`)
+    assert.equal((await published(dir)).length, i + 1, line)
+  }
+})
+
+test('a result that cannot be written is told and an error; one whose reader has left is neither', async t => {
+  const { url, dir } = await startServer(t)
+  const file = await aFile(t)
+  const command = `'${process.execPath}' '${BINARY}' push '${file}' '${file}' --url ${url} --progress none`
+  for (const option of ['', '--json']) {
+    const full = await run('bash', ['-c', `${command} ${option} >/dev/full`])
+    assert.equal(full.code, 1)
+    assert.match(full.stderr, /^uploadr: cannot write to standard output: .*ENOSPC.*\n$/)
+    const left = await run('bash', ['-c', `${command} ${option} | true; exit $PIPESTATUS`])
+    assert.deepEqual([left.code, left.stderr], [0, ''])
+  }
+  const json = await run('bash', ['-c', `${command} --progress json >/dev/full`])
+  assert.equal(jsonLines(json.stderr).at(-1).error.code, 'output_lost')
+  // The second of two is sent whatever became of what was told of the first.
+  assert.equal((await published(dir)).length, 10)
+})
+
+test('--progress json: every line is JSON, and the last says how it ended', async t => {
+  const { url } = await startServer(t, { limits: { body: 1_000_000 } })
+  const file = await aFile(t)
+  const large = await aFile(t, randomFile(2_000_000))
+  const cases: [args: string[], exit: number, events: string[]][] = [
+    [[file, '--url', url], 0, ['stored', 'end']],
+    [[large, '--url', url], 6, ['failed', 'end']],
+    [[file, large, '--url', url], 8, ['stored', 'failed', 'summary', 'end']],
+    [[file, '--url', 'http://127.0.0.1:1/'], 4, ['failed', 'end']],
+    [['/nothing', '--url', url], 3, ['failed', 'end']],
+    [[file, '--id', 'no/id'], 2, ['end']],
+    [[file, '--timeout', 'long'], 2, ['end']],
+    [[], 2, ['end']],
+    [[file, '--no-such'], 2, ['end']],
+  ]
+  for (const [args, exit, expected] of cases) {
+    for (const json of [
+      ['--progress', 'json'],
+      ['--progress=json', '--json'],
+    ]) {
+      const running = uploadr(t, ['push', ...args, ...json])
+      assert.equal(await running.exited, exit, running.stderr())
+      const events = jsonLines(running.stderr()).filter(({ event }) => event !== 'progress')
+      assert.deepEqual(
+        events.map(({ event }) => event),
+        expected,
+        args.join(' '),
+      )
+      const { ok, exitCode, error } = events.at(-1)
+      assert.deepEqual([ok, exitCode, error?.exitCode], [exit === 0, exit, exit === 0 ? undefined : exit])
+    }
+  }
+})
+
+test('the JSON of results and errors has the fields that the README and the page name, and no others', async t => {
+  const { url } = await startServer(t)
+  const running = uploadr(t, ['push', await aFile(t), '/nothing', '--json', '--url', url])
+  assert.equal(await running.exited, 8)
+  const [stored, failed] = jsonLines(running.stdout())
+  const [, section = ''] = (await readFile(join(ROOT, 'README.md'), 'utf8')).split('\n### JSON\n')
+  const documented = Array.from(section.split('\n```')[0]?.matchAll(/^\| `(\w+)` \| (\w+) \|/gm) ?? [])
+  const named = (...where: string[]) =>
+    documented.flatMap(([, name, place]) => (where.includes(String(place)) ? [name] : []))
+  assert.deepEqual(Object.keys(stored), named('both', 'stored'))
+  assert.deepEqual(Object.keys(failed), named('both', 'failed'))
+  const page = await readFile(join(ROOT, 'man/uploadr-push.1'), 'utf8')
+  const [json = ''] = page.split('.Ss JSON\n')[1]?.split('.Fl -progress Cm json') ?? []
+  const items = Array.from(json.matchAll(/^\.It Li (\w+)$/gm), ([, name]) => name)
+  assert.deepEqual(items, named('both', 'stored', 'failed'))
+})
+
+test('the recipe for the stored name works as the page prints it, with a server and without', async t => {
+  const probe = await run('sh', ['-c', 'command -v jq'])
+  if (probe.code !== 0 && !IN_CI) return t.skip('jq is not installed')
+  const page = await readFile(join(ROOT, 'man/uploadr-push.1'), 'utf8')
+  const recipe = /^\.Dl \$ (uploadr push --json .*)$/m.exec(page)?.[1] as string
+  const { url } = await startServer(t)
+  const cwd = join(await aFile(t, 'raw', 'photo.raw'), '..')
+  const inShell = (at: string) =>
+    run('sh', ['-c', `uploadr() { '${process.execPath}' '${BINARY}' "$@" --url ${at}; }; ${recipe}`], { cwd })
+  assert.deepEqual(await inShell(url), { code: 0, stdout: 'photo.raw\n', stderr: '' })
+  const down = await inShell('http://127.0.0.1:1/')
+  assert.notEqual(down.code, 0)
+  assert.equal(down.stdout, '')
+  assert.match(down.stderr, /^uploadr: .*ECONNREFUSED/)
+})
+
+test('a file that is stored under another name is told so, and why; several end with a summary', async t => {
+  const { url } = await startServer(t)
+  const push = async (...args: string[]) => {
+    const running = uploadr(t, ['push', ...args, '--url', url, '--progress', 'none'])
+    assert.equal(await running.exited, 0, running.stderr())
+    return running.stdout().trimEnd().split('\n')
+  }
+  const one = await aFile(t, 'one', 'one.txt')
+  assert.match((await push(one))[0] ?? '', /^one\.txt: 3 B in .+\/s, verified sha-256$/)
+  const [first, second, last] = await push(one, one)
+  const taken = /^one\.txt stored as one_[A-Za-z0-9]{7}\.txt \(name taken\): 3 B in .+, verified sha-256$/
+  assert.match(first ?? '', taken)
+  assert.match(second ?? '', taken)
+  assert.match(last ?? '', /^2 files stored: 6 B in .+\/s$/)
+  const long = `${'n'.repeat(300)}.txt`
+  assert.match(
+    (await push(one, '--name', long))[0] ?? '',
+    /^n{300}\.txt stored as n{251}\.txt \(name shortened\): /,
+  )
+  assert.match((await push(one, '--name', long))[0] ?? '', /\(name shortened, and taken\): /)
+  const cleaned = await push(one, '--name', 'a\u202eb.txt')
+  assert.match(cleaned[0] ?? '', /^a\\u202eb\.txt stored as ab\.txt \(name cleaned\): /)
+  const some = uploadr(t, ['push', one, '/nothing', '--url', url, '--progress', 'none'])
+  assert.equal(await some.exited, 8)
+  assert.match(some.stdout(), /^1 of 2 files stored: 3 B in .+\/s\n$/m)
+  assert.match(some.stderr(), /^uploadr: 1 of 2 files were not stored\n$/m)
+  const none = uploadr(t, ['push', '/nothing', '/nothing', '--url', url])
+  assert.equal(await none.exited, 3)
+  assert.equal(none.stdout(), '')
+  assert.match(none.stderr(), /^uploadr: none of 2 files was stored\n$/m)
+})
+
+test('a variable of no option is refused at start, with the nearest that is one; those of the other command are known', async t => {
+  const file = await aFile(t)
+  const { url } = await startServer(t)
+  const of = (args: string[], env: Record<string, string>) => uploadr(t, args, { env })
+  const push = ['push', file, '--url', url]
+  const cases: [args: string[], variable: string, nearest: string][] = [
+    [['serve', '--port', '0'], 'UPLOADR_MAX_SZIE', 'UPLOADR_MAX_SIZE'],
+    [push, 'UPLOADR_URI', 'UPLOADR_URL'],
+  ]
+  for (const [args, variable, nearest] of cases) {
+    const refused = of(args, { [variable]: '' })
+    assert.equal(await refused.exited, 2)
+    assert.match(refused.stderr(), new RegExp(`^uploadr: .*\\b${variable} .*\\b${nearest}$`, 'm'))
+  }
+  assert.equal(await of(push, { UPLOADR_MAX_SIZE: '1gib', UPLOADR_PORT: 'not looked at' }).exited, 0)
+  // A typo is no reason to keep help from whoever looks for the right name.
+  assert.equal(await of(['--help'], { UPLOADR_MAX_SZIE: '1' }).exited, 0)
+})
+
+test('help of every command, by every way to ask for it; push alone shows its usage', async t => {
+  const of = async (...args: string[]) => {
+    const running = uploadr(t, args)
+    const code = await running.exited
+    return { code, stdout: running.stdout(), stderr: running.stderr() }
+  }
+  const { version } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8'))
+  for (const flag of ['-V', '--version'])
+    assert.deepEqual(await of(flag), { code: 0, stdout: `${version}\n`, stderr: '' })
+  for (const command of ['serve', 'push']) {
+    const { code, stdout } = await of('help', command)
+    assert.equal(code, 0)
+    assert.match(stdout, new RegExp(`^Usage: uploadr ${command} `))
+    assert.deepEqual(await of(command, '--help'), { code: 0, stdout, stderr: '' })
+  }
+  const whole = await of('help')
+  assert.equal(whole.code, 0)
+  assert.deepEqual(await of('--help'), whole)
+  assert.match(whole.stdout, /^ {2}help \[command\] /m)
+  assert.equal((await of()).code, 2)
+  const alone = await of('push')
+  assert.deepEqual([alone.code, alone.stdout], [2, ''])
+  assert.match(
+    alone.stderr,
+    /^uploadr: missing required argument 'file'\nUsage: uploadr push \[options\] <file\.\.\.>\n/,
+  )
+})
+
+for (const columns of [30, 40, 60, 80, 132]) {
+  test(`help wraps at a terminal's ${columns} columns`, async t => {
+    for (const command of [[], ['serve'], ['push']]) {
+      const help = [process.execPath, BINARY, ...command, '--help'] as [string, ...string[]]
+      const terminal = inTerminal(t, help, { columns, rows: 400 })
+      assert.equal(await terminal.exited, 0)
+      const lines = terminal.raw().split('\r\n')
+      // Flags with what they take, and single words, are not broken.
+      const long = lines.filter(line => line.length > columns && !/^Usage|^ *(-\S+( <\S+>)?|\S+)$/.test(line))
+      assert.deepEqual(long, [])
+    }
+  })
+}
