@@ -1,6 +1,15 @@
 // What is exported names types of node: whoever compiles against it needs them, too.
 /// <reference types="node" preserve="true" />
-export { type PushOptions, type PushProgress, type PushResult, push } from './client/push.ts'
+export {
+  type FileOptions,
+  openSender,
+  type PushOptions,
+  type PushProgress,
+  type PushResult,
+  push,
+  type Sender,
+  type SenderOptions,
+} from './client/push.ts'
 export { openFile, type Source, streamSource } from './client/source.ts'
 export { type ErrorCode, UploadError } from './errors.ts'
 export type { Limits } from './limits.ts'

@@ -1,53 +1,64 @@
 import { PROGRESS_ID, type Progress, ROUTES } from '../protocol.ts'
+import type { Address } from './address.ts'
 import type { Connection } from './connection.ts'
 
-export interface ProgressEndpoint {
-  /** The base URL of the server, ending in a slash. */
-  base: URL
+export interface ProgressEndpoint extends Address {
   id: string
-  headers: Record<string, string>
   /** Not the upload's: a poll would wait in line behind it. */
   connection: Connection
 }
 
-/** Progress answers are a few hundred bytes; more than this is something else. */
-const ANSWER_MAX = 64 * 1024
+/** An answer to a poll is a matter of milliseconds; one that takes longer than this is none. */
+const POLL_TIMEOUT_MS = 5000
+/** What is done by then needs no count, and no second connection. */
+const FIRST_POLL_MS = 100
 
-/** Asks once. Throws where the answer is no progress record. */
-export async function askProgress(endpoint: ProgressEndpoint, signal: AbortSignal): Promise<Progress> {
-  const { base, id, headers, connection } = endpoint
-  const url = new URL(ROUTES.progress.slice(1), base)
-  const { statusCode, body } = await connection.request({
-    path: url.pathname,
-    method: 'GET',
-    headers: { ...headers, [PROGRESS_ID]: id, accept: 'application/json' },
-    signal,
-  })
-  const text = await readText(body)
-  if (statusCode !== 200) throw new Error(`HTTP ${statusCode}`)
-  const answer: unknown = JSON.parse(text)
-  if (!isProgress(answer)) throw new Error('not a progress answer')
-  return answer
+/** Asks once. Throws where the answer is no progress record, or comes too late. */
+export async function askProgress(endpoint: ProgressEndpoint, signal?: AbortSignal): Promise<Progress> {
+  const { base, query, id, headers, connection } = endpoint
+  const limit = new AbortController()
+  const end = () => limit.abort()
+  const timer = setTimeout(end, POLL_TIMEOUT_MS)
+  signal?.addEventListener('abort', end)
+  if (signal?.aborted) end()
+  try {
+    const { statusCode, body } = await connection.request({
+      path: new URL(ROUTES.progress.slice(1), base).pathname + query,
+      method: 'GET',
+      headers: { ...headers, [PROGRESS_ID]: id, accept: 'application/json' },
+      signal: limit.signal,
+    })
+    const text = await readText(body)
+    if (statusCode !== 200) throw new Error(`HTTP ${statusCode}`)
+    return readProgress(JSON.parse(text))
+  } finally {
+    clearTimeout(timer)
+    signal?.removeEventListener('abort', end)
+  }
 }
 
-/** A body as text, cut at ANSWER_MAX bytes. */
+/** A body as text. The connection bounds it. */
 export async function readText(body: AsyncIterable<Buffer>): Promise<string> {
   const chunks: Buffer[] = []
-  let size = 0
-  for await (const chunk of body) {
-    size += chunk.length
-    if (size <= ANSWER_MAX) chunks.push(chunk)
-  }
+  for await (const chunk of body) chunks.push(chunk)
   return Buffer.concat(chunks).toString()
 }
 
-function isProgress(answer: unknown): answer is Progress {
-  if (typeof answer !== 'object' || answer === null) return false
-  const { state, received } = answer as Record<string, unknown>
-  if (state === 'starting') return true
-  // nginx's own module sends neither number with `done` and `error`.
-  if (state === 'done' || state === 'error') return true
-  return state === 'uploading' && typeof received === 'number' && received >= 0
+/** What a stranger sent as a progress record, as one. */
+function readProgress(answer: unknown): Progress {
+  const { state, received, size, status, code, detail, phase } = Object(answer) as Record<string, unknown>
+  const count = (value: unknown) => (typeof value === 'number' && value >= 0 ? value : undefined)
+  const text = (value: unknown) => (typeof value === 'string' ? value : undefined)
+  const counts = { received: count(received) ?? 0, size: count(size) ?? 0 }
+  if (state === 'starting') return { state }
+  // nginx's own module sends neither number with `done` and `error`, and of an error its status alone.
+  if (state === 'done') return { state, ...counts }
+  if (state === 'error') {
+    const is = count(status) ?? 0
+    return { state, status: is, code: text(code) ?? '', detail: text(detail) ?? `HTTP ${is}`, ...counts }
+  }
+  if (state !== 'uploading' || count(received) === undefined) throw new Error('not a progress answer')
+  return { state, ...counts, phase: phase === 'storing' ? phase : 'receiving' }
 }
 
 export interface PollOptions {
@@ -59,13 +70,16 @@ export interface PollOptions {
   onFailure(error: Error, failures: number): void
 }
 
-/** Asks again and again until the signal. Never throws. */
+/** Asks again and again until the signal; what is being asked then is no longer told, but keeps its connection. Never throws. */
 export async function poll(endpoint: ProgressEndpoint, options: PollOptions): Promise<void> {
   const { interval, signal } = options
   let failures = 0
+  await pause(Math.min(interval, FIRST_POLL_MS), signal)
   while (!signal.aborted) {
     try {
-      options.onProgress(await askProgress(endpoint, signal))
+      const progress = await askProgress(endpoint)
+      if (signal.aborted) return
+      options.onProgress(progress)
       failures = 0
     } catch (error) {
       if (signal.aborted) return

@@ -1,9 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import type { Readable } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
 import { UploadError } from '../errors.ts'
 import { checkNames, type NamesOf } from '../names.ts'
 import {
   DEFAULT_URL,
+  isProgressId,
   PROGRESS_ID,
   type Problem,
   type Progress,
@@ -11,45 +13,58 @@ import {
   TITLE_MAX,
 } from '../protocol.ts'
 import { formatDuration } from '../units.ts'
+import { type Address, parseAddress, withoutSecrets } from './address.ts'
 import { type Connection, openConnection } from './connection.ts'
 import { multipartFrame } from './multipart.ts'
+import { lastingFailure, networkReason, plainToTls, speaksTls } from './network-error.ts'
+import { Patience } from './patience.ts'
 import { askProgress, type ProgressEndpoint, poll, readText } from './poll.ts'
 import type { Source } from './source.ts'
 
-export interface PushOptions {
-  /** The server's base URL; http://127.0.0.1:8000/ by default. */
+/** What all files of a sender have in common. */
+export interface SenderOptions {
+  /** The server's base URL; http://127.0.0.1:8000/ by default. Its user and password are sent as Basic, its query is kept. */
   url?: string
-  /** What to send. `push` closes it. */
-  source: Source
   /** The file's name, cut to 50 characters, by default. */
   title?: string
-  /** The name the file is sent under; the source's own by default. */
-  name?: string
   /** The media type declared; application/octet-stream by default. */
   type?: string
-  /** The progress id; 128 random bits by default. */
-  id?: string
+  /** Sent as a Bearer token. */
   token?: string
   /** Milliseconds between polls; 100 by default. */
   interval?: number
   /** Milliseconds without any sign of life from the server before the push gives up; 60 000 by default, 0 for never. */
   timeout?: number
+}
+
+export interface FileOptions {
+  /** What to send. It is closed at the end, however that comes. */
+  source: Source
+  /** The name the file is sent under; the source's own by default. */
+  name?: string
+  /** The progress id; 128 random bits by default. */
+  id?: string
   /** Ends the push; its reason is what the push rejects with where that is an UploadError. */
   signal?: AbortSignal
   /** Called whenever something has changed. */
   onProgress?: (progress: PushProgress) => void
 }
 
-const OPTIONS: NamesOf<PushOptions> = {
+export interface PushOptions extends SenderOptions, FileOptions {}
+
+const SENDER_OPTIONS: NamesOf<SenderOptions> = {
   url: true,
-  source: true,
   title: true,
-  name: true,
   type: true,
-  id: true,
   token: true,
   interval: true,
   timeout: true,
+}
+
+const FILE_OPTIONS: NamesOf<FileOptions> = {
+  source: true,
+  name: true,
+  id: true,
   signal: true,
   onProgress: true,
 }
@@ -71,8 +86,12 @@ export interface PushProgress {
 export interface PushResult {
   id: string
   title: string
+  /** The name it was sent under. */
+  sentAs: string
   /** The name the server stored the file under. */
   name: string
+  /** Why that is not the file's own name, where it is not: `name taken`, say. */
+  why?: string
   /** Bytes of the file. */
   size: number
   /** Of the bytes sent, lower-case hexadecimal. */
@@ -84,8 +103,8 @@ export interface PushResult {
   receipt: Receipt
 }
 
-const CONNECT_TIMEOUT_MS = 10_000
-const POLL_TIMEOUT_MS = 5000
+const POLL_INTERVAL_MS = 100
+const TIMEOUT_MS = 60_000
 /** So many polls in a row may fail, and so long may the server know nothing, before the bar shows our count. */
 const FAILURES_MAX = 3
 const STARTING_MAX_MS = 3000
@@ -94,106 +113,156 @@ const ANSWER_GRACE_MS = 2000
 /** After a broken connection, how often the progress endpoint is asked for the reason, and how far apart. */
 const RESCUE_TRIES = 10
 const RESCUE_INTERVAL_MS = 100
+/** What a directory takes for one name, nearly everywhere, in bytes. */
+const NAME_MAX_BYTES = 255
 
-/**
- * Sends one file and resolves when the server has stored it and both sides' digests are equal.
- * Rejects with an UploadError: the server's own, or one of the client's (local_file, unreachable,
- * connection_lost, stalled, digest_mismatch, bad_answer).
- */
+/** Sends files to one server, on connections that are kept between them. */
+export interface Sender {
+  /**
+   * Sends one file and resolves when the server has stored it and both sides' digests are equal.
+   * Rejects with an UploadError: the server's own, or one of the client's: usage, local_file,
+   * unreachable, connection_lost, stalled, unavailable, unknown_host, bad_certificate, wrong_protocol,
+   * bad_answer; and where it is stored, or may be, digest_mismatch, answer_lost, changed.
+   * One file at a time.
+   */
+  push(options: FileOptions): Promise<PushResult>
+  close(): Promise<void>
+}
+
+/** Throws `usage` for options that cannot be. Connects when there is something to send. */
+export function openSender(options: SenderOptions = {}): Sender {
+  checkNames('openSender', options, SENDER_OPTIONS)
+  return new KeptSender(options)
+}
+
+/** Sends one file, as a sender does. */
 export async function push(options: PushOptions): Promise<PushResult> {
-  let transfer: Transfer | undefined
+  let sender: Sender | undefined
   try {
-    checkNames('push', options, OPTIONS)
-    transfer = new Transfer(options)
-    return await transfer.run()
+    checkNames('push', options, { ...SENDER_OPTIONS, ...FILE_OPTIONS })
+    sender = new KeptSender(options)
+    return await sender.push(options)
   } finally {
-    await transfer?.close()
-    await options.source?.close()
+    await sender?.close()
+    await options.source.close()
   }
 }
 
+class KeptSender implements Sender {
+  readonly #options: SenderOptions
+  readonly #address: Address
+  readonly #upload: Connection
+  /** Polls on the upload's own connection would wait in line behind it. */
+  readonly #polling: Connection
+
+  constructor(options: SenderOptions) {
+    const { url = DEFAULT_URL, token, type, interval = 0, timeout = 0 } = options
+    if (type !== undefined && !/^[\w.+-]+\/[\w.+-]+$/.test(type))
+      throw new UploadError('usage', `${type} is not a media type such as text/plain`)
+    if (!(interval >= 0 && timeout >= 0))
+      throw new UploadError('usage', `interval ${interval} and timeout ${timeout} are to be 0 or more`)
+    this.#options = options
+    this.#address = parseAddress(url, token)
+    this.#upload = openConnection(this.#address.base.origin)
+    this.#polling = openConnection(this.#address.base.origin)
+  }
+
+  async push(options: FileOptions): Promise<PushResult> {
+    const { source, id = randomBytes(16).toString('hex') } = options
+    try {
+      if (!isProgressId(id))
+        throw new UploadError('usage', `${id}: a progress id is 1 to 128 of A-Z a-z 0-9 . _ ~ -`)
+      const endpoint = { ...this.#address, id, connection: this.#polling }
+      return await new Transfer({ ...this.#options, ...options }, this.#upload, endpoint).run()
+    } finally {
+      await source.close()
+    }
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#upload.destroy(), this.#polling.destroy()])
+  }
+}
+
+interface Answer {
+  status: number
+  text: string
+  location: string | undefined
+  retryAfter: string | undefined
+}
+
+/** One file on its way. */
 class Transfer {
   readonly #options: PushOptions
-  readonly #base: URL
-  readonly #id: string
-  readonly #headers: Record<string, string>
+  readonly #connection: Connection
+  readonly #endpoint: ProgressEndpoint
   readonly #progress: PushProgress
   /** Ends the upload's request: the caller's signal, a stall, or an outcome without an answer. */
   readonly #end = new AbortController()
   readonly #endPolling = new AbortController()
-  readonly #connections: Connection[] = []
+  readonly #patience = new Patience()
   #fileBytes = 0
-  /** performance.now() of the last sign of life, and of the first byte sent. */
-  #alive = performance.now()
+  /** All of the body has been handed to the socket: whatever happens now, it may be stored. */
+  #allSent = false
+  /** Interim answers (1xx) since the last sign of life. */
+  #interim = 0
+  /** The server's own word, the last one. */
+  #said: Progress | undefined
+  /** performance.now() of the first byte sent; 0 before it. */
   #began = 0
-  #answerTimer: NodeJS.Timeout | undefined
-  #stallTimer: NodeJS.Timeout | undefined
 
-  constructor(options: PushOptions) {
+  constructor(options: PushOptions, connection: Connection, endpoint: ProgressEndpoint) {
     this.#options = options
-    this.#base = baseUrl(options.url ?? DEFAULT_URL)
-    this.#id = options.id ?? randomBytes(16).toString('hex')
-    this.#headers = options.token === undefined ? {} : { authorization: `Bearer ${options.token}` }
+    this.#connection = connection
+    this.#endpoint = endpoint
     this.#progress = { phase: 'connecting', received: 0, sent: 0, size: undefined, source: 'server' }
   }
 
   async run(): Promise<PushResult> {
     const { source, signal } = this.#options
+    const sentAs = this.#options.name ?? source.name
+    const title = this.#options.title ?? Array.from(sentAs).slice(0, TITLE_MAX).join('')
     const follow = () => this.#end.abort(signal?.reason)
     signal?.addEventListener('abort', follow)
     if (signal?.aborted) follow()
-    const upload = this.#connect(0)
-    const polling = this.#connect(POLL_TIMEOUT_MS)
-    const endpoint = { base: this.#base, id: this.#id, headers: this.#headers, connection: polling }
-
-    const name = this.#options.name ?? source.name
-    const title = this.#options.title ?? Array.from(name).slice(0, TITLE_MAX).join('')
-    this.#watchForStall()
+    this.#patience.wait(this.#timeout, () => this.#end.abort(this.#stalled()))
     this.#report({})
-    let answer: { status: number; text: string; location: string | undefined }
+    let answer: Answer
     try {
-      answer = await this.#request(upload, name, title, endpoint)
+      answer = await this.#request(sentAs, title)
+      this.#patience.stop()
+      if (answer.status !== 201) throw (await this.#behindGateway(answer)) ?? refusal(answer, this.#endpoint)
     } catch (error) {
-      throw await this.#explain(error, endpoint)
+      throw await this.#explain(error)
     } finally {
+      this.#patience.stop()
       this.#endPolling.abort()
       signal?.removeEventListener('abort', follow)
     }
     const ms = performance.now() - this.#began
-    if (answer.status !== 201) throw refusal(answer, this.#base)
-    return this.#verified(answer.text, title, ms)
-  }
-
-  /** `timeout`: for an answer's head and between its bytes, in milliseconds; 0 for none. */
-  #connect(timeout: number): Connection {
-    const options = {
-      headersTimeout: timeout,
-      bodyTimeout: timeout,
-      connect: { timeout: CONNECT_TIMEOUT_MS },
+    const result = { id: this.#endpoint.id, title, sentAs, ...(await this.#verified(answer.text)), ms }
+    if (source.change !== undefined) {
+      const stored = `what was read is stored as ${result.name}`
+      throw new UploadError('changed', `${source.name} ${source.change} while it was sent; ${stored}`)
     }
-    const connection = openConnection(this.#base.origin, options)
-    this.#connections.push(connection)
-    return connection
+    return result
   }
 
-  async close(): Promise<void> {
-    clearInterval(this.#stallTimer)
-    clearTimeout(this.#answerTimer)
-    this.#endPolling.abort()
-    await Promise.all(this.#connections.map(connection => connection.destroy()))
+  get #timeout(): number {
+    return this.#options.timeout ?? TIMEOUT_MS
   }
 
-  async #request(upload: Connection, name: string, title: string, endpoint: ProgressEndpoint) {
-    const { source } = this.#options
-    const type = this.#options.type ?? 'application/octet-stream'
+  async #request(name: string, title: string): Promise<Answer> {
+    const { source, type = 'application/octet-stream' } = this.#options
+    const { base, query, id, headers: proof } = this.#endpoint
     const frame = multipartFrame({ title }, { field: 'file', name, type })
     const length =
       source.size === undefined ? undefined : frame.before.length + source.size + frame.after.length
     const headers: Record<string, string> = {
-      ...this.#headers,
+      ...proof,
       accept: 'application/json',
       'content-type': frame.contentType,
-      [PROGRESS_ID]: this.#id,
+      [PROGRESS_ID]: id,
     }
     if (length !== undefined) headers['content-length'] = String(length)
     this.#progress.size = length
@@ -201,46 +270,74 @@ class Transfer {
       statusCode,
       headers: answered,
       body,
-    } = await upload.request({
-      path: this.#base.pathname,
+    } = await this.#connection.request({
+      path: base.pathname + query,
       method: 'POST',
       headers,
       // undici takes any async iterable; its types name only Readable.
-      body: this.#body(frame.before, frame.after, endpoint) as unknown as Readable,
+      body: this.#body(frame.before, frame.after) as unknown as Readable,
       signal: this.#end.signal,
+      onInfo: () => this.#interim++,
     })
-    const location = answered['location']
+    // The rest of the answer is short: it has no time but this, and nothing else is a sign of life now.
+    this.#endPolling.abort()
+    const unfinished = new UploadError('bad_answer', `the server answered HTTP ${statusCode}, without an end`)
+    this.#patience.wait(this.#timeout, () => this.#end.abort(unfinished))
+    const text = await readText(body).catch(error => {
+      // A refusal is one without its words, too.
+      if (statusCode === 201 || this.#options.signal?.aborted) throw error
+      return ''
+    })
+    const one = (value: string | string[] | undefined) => (Array.isArray(value) ? value[0] : value)
     return {
       status: statusCode,
-      text: await readText(body),
-      location: Array.isArray(location) ? location[0] : location,
+      text,
+      location: one(answered['location']),
+      retryAfter: one(answered['retry-after']),
     }
   }
 
   /** The body, counting what the socket took. undici starts to read it when the connection is there. */
-  async *#body(before: Buffer, after: Buffer, endpoint: ProgressEndpoint): AsyncGenerator<Uint8Array> {
+  async *#body(before: Buffer, after: Buffer): AsyncGenerator<Uint8Array> {
     this.#began = performance.now()
     this.#report({ phase: 'uploading' })
-    void this.#poll(endpoint)
+    void this.#poll()
     yield before
     this.#sent(before.length)
-    for await (const chunk of this.#options.source.read()) {
+    for await (const chunk of this.#read()) {
       this.#fileBytes += chunk.length
       yield chunk
       this.#sent(chunk.length)
     }
     yield after
+    this.#allSent = true
     this.#sent(after.length)
   }
 
+  /** The source's bytes. While it has none to give, the server owes nothing. */
+  async *#read(): AsyncGenerator<Uint8Array> {
+    this.#patience.suspended = true
+    for await (const chunk of this.#options.source.read()) {
+      this.#patience.suspended = false
+      yield chunk
+      this.#patience.suspended = true
+    }
+    this.#patience.suspended = false
+  }
+
   #sent(bytes: number): void {
-    this.#alive = performance.now()
+    this.#alive()
     this.#report({ sent: this.#progress.sent + bytes })
   }
 
-  #poll(endpoint: ProgressEndpoint): Promise<void> {
-    return poll(endpoint, {
-      interval: this.#options.interval ?? 100,
+  #alive(): void {
+    this.#interim = 0
+    this.#patience.heard()
+  }
+
+  #poll(): Promise<void> {
+    return poll(this.#endpoint, {
+      interval: this.#options.interval ?? POLL_INTERVAL_MS,
       signal: this.#endPolling.signal,
       onProgress: progress => this.#heard(progress),
       onFailure: (error, failures) => {
@@ -250,31 +347,30 @@ class Transfer {
   }
 
   #heard(progress: Progress): void {
-    this.#alive = performance.now()
+    const before = this.#said
+    this.#said = progress
     if (progress.state === 'starting') {
       // Normal for a moment. For longer, whoever answers does not see the upload: a buffering proxy, say.
-      if (this.#alive - this.#began > STARTING_MAX_MS) this.#fallBack('it does not know this upload')
+      if (performance.now() - this.#began > STARTING_MAX_MS) this.#fallBack('it does not know this upload')
     } else if (progress.state === 'uploading') {
+      const { received, phase } = progress
+      // Of a server that stores there is no count that could change; a count that stands still is no life.
+      const counted = before?.state === 'uploading' ? before.received : undefined
+      if (received !== counted || phase === 'storing') this.#alive()
       delete this.#progress.why
       this.#report({
         source: 'server',
-        received: Math.max(this.#progress.received, progress.received),
-        phase: progress.phase === 'storing' ? 'storing' : 'uploading',
+        received: Math.max(this.#progress.received, received),
+        phase: phase === 'storing' ? 'storing' : 'uploading',
       })
-    } else {
+    } else if (progress.state === 'error' || this.#allSent) {
       // The answer is on its way to us. If it never comes, this is what there is to tell.
-      const error =
-        progress.state === 'error'
-          ? UploadError.fromServer(
-              progress.status,
-              progress.code,
-              progress.detail ?? `HTTP ${progress.status}`,
-            )
-          : new UploadError(
-              'connection_lost',
-              'the server has stored the upload, but its answer did not arrive',
-            )
-      this.#answerTimer ??= setTimeout(() => this.#end.abort(error), ANSWER_GRACE_MS)
+      this.#endPolling.abort()
+      this.#patience.suspended = false
+      const why = `no answer came within ${formatDuration(ANSWER_GRACE_MS)}`
+      const end =
+        this.#verdict(progress, why) ?? new UploadError('connection_lost', `the body ended early: ${why}`)
+      this.#patience.wait(ANSWER_GRACE_MS, () => this.#end.abort(end))
     }
   }
 
@@ -291,102 +387,146 @@ class Transfer {
     this.#options.onProgress?.({ ...this.#progress })
   }
 
-  #watchForStall(): void {
-    const timeout = this.#options.timeout ?? 60_000
-    if (timeout === 0) return
-    this.#stallTimer = setInterval(
-      () => {
-        if (performance.now() - this.#alive < timeout) return
-        const { received, sent } = this.#progress
-        const counts = `${sent} bytes sent, ${received} received`
-        this.#end.abort(
-          new UploadError(
-            'stalled',
-            `no sign of life from ${this.#base.host} for ${formatDuration(timeout)} (${counts})`,
-          ),
-        )
-      },
-      Math.max(10, timeout / 8),
-    ).unref()
+  #stalled(): UploadError {
+    const { received, sent } = this.#progress
+    const silence = `no sign of life from ${this.#endpoint.base.host} for ${formatDuration(this.#timeout)}`
+    if (!this.#allSent) {
+      return new UploadError('stalled', `${silence} (${sent} bytes sent, ${received} received)`)
+    }
+    if (this.#interim === 0) return this.#answerLost(this.#said, silence)
+    const interim = `${this.#interim} interim answers (1xx) in ${formatDuration(this.#timeout)}`
+    return new UploadError('bad_answer', `${interim}, and never an answer`)
   }
 
   /** What a failed request failed of: our own reason, the file's, the server's by its progress, or the network's. */
-  async #explain(thrown: unknown, endpoint: ProgressEndpoint): Promise<UploadError> {
-    if (this.#end.signal.aborted && this.#end.signal.reason instanceof UploadError)
-      return this.#end.signal.reason
+  async #explain(thrown: unknown): Promise<UploadError> {
+    const { reason, aborted } = this.#end.signal
     if (thrown instanceof UploadError) return thrown
-    if (this.#end.signal.aborted)
-      return new UploadError('interrupted', 'the push was interrupted', { cause: thrown })
+    if (aborted && reason instanceof UploadError) return reason
+    if (aborted) return new UploadError('interrupted', 'the push was interrupted', { cause: thrown })
+    const { base } = this.#endpoint
+    const lasting = lastingFailure(thrown, base)
+    if (lasting) return lasting
     const why = networkReason(thrown)
-    if (this.#began === 0) {
-      return new UploadError('unreachable', `cannot connect to ${this.#base.host}: ${why}`, { cause: thrown })
-    }
-    // A server that refuses in mid-upload may have reset the connection before its answer was read.
-    for (let tries = 0; tries < RESCUE_TRIES; tries++) {
-      const progress = await askProgress(endpoint, AbortSignal.timeout(ANSWER_GRACE_MS)).catch(
-        () => undefined,
-      )
-      if (progress === undefined || progress.state === 'starting') break
-      if (progress.state === 'error' && progress.code !== 'truncated_body') {
-        return UploadError.fromServer(progress.status, progress.code, progress.detail)
-      }
-      if (progress.state !== 'uploading') break
-      await new Promise(resolve => setTimeout(resolve, RESCUE_INTERVAL_MS))
-    }
+    const cause = { cause: thrown }
+    if (this.#began === 0)
+      return new UploadError('unreachable', `cannot connect to ${base.host}: ${why}`, cause)
     const { sent, size } = this.#progress
     const of = size === undefined ? '' : ` of ${size}`
-    return new UploadError('connection_lost', `the connection broke after ${sent}${of} bytes: ${why}`, {
-      cause: thrown,
-    })
+    const broken = `the connection broke after ${sent}${of} bytes: ${why}`
+    // A server that refuses in mid-upload may have reset the connection before its answer was read.
+    const said = await this.#ask()
+    const verdict = this.#verdict(said, broken)
+    if (verdict) return verdict
+    if (said === undefined && base.protocol === 'http:' && (await speaksTls(base, ANSWER_GRACE_MS)))
+      return plainToTls(base, thrown)
+    if (this.#allSent && said?.state !== 'error') return this.#answerLost(said, broken)
+    return new UploadError('connection_lost', broken, cause)
   }
 
-  async #verified(text: string, title: string, ms: number): Promise<PushResult> {
+  /** A gateway that gave up on the server says nothing of what the server did. */
+  async #behindGateway({ status, text }: Answer): Promise<UploadError | undefined> {
+    const own = (status === 502 || status === 504) && problemOf(text)?.code === undefined
+    return own ? this.#verdict(await this.#ask(), `a gateway answered HTTP ${status}`) : undefined
+  }
+
+  /** What the server's progress says in the end. */
+  async #ask(): Promise<Progress | undefined> {
+    for (let tries = 1; ; tries++) {
+      const said = await askProgress(this.#endpoint, this.#end.signal).catch(() => undefined)
+      if (said?.state !== 'uploading' || tries === RESCUE_TRIES) return said
+      await delay(RESCUE_INTERVAL_MS)
+    }
+  }
+
+  /** How it ended, where the progress can say: refused, or stored, or all there and about to be. */
+  #verdict(said: Progress | undefined, why: string): UploadError | undefined {
+    if (said?.state === 'error') {
+      // Our own connection's end, as the server saw it, explains nothing.
+      if (said.code === 'truncated_body') return undefined
+      return UploadError.fromServer(said.status, said.code, said.detail)
+    }
+    const mayBe = said?.state === 'done' || (said?.state === 'uploading' && this.#allSent)
+    return mayBe ? this.#answerLost(said, why) : undefined
+  }
+
+  #answerLost(said: Progress | undefined, why: string): UploadError {
+    if (said?.state === 'done')
+      return new UploadError(
+        'answer_lost',
+        `the server has stored the upload, but its answer is lost: ${why}`,
+      )
+    const progress =
+      said?.state === 'uploading'
+        ? `its progress says ${said.received} bytes received, ${said.phase}`
+        : said
+          ? 'its progress does not know the upload'
+          : 'its progress cannot be had'
+    const all = `all ${this.#progress.sent} bytes were sent and may be stored, but the answer is lost`
+    return new UploadError('answer_lost', `${all}: ${why}; ${progress}`)
+  }
+
+  async #verified(text: string) {
+    const { source, name = source.name } = this.#options
     const receipt = parseReceipt(text)
     const stored = receipt?.files[0]
     if (!receipt || !stored)
       throw new UploadError('bad_answer', 'the server says done, but its answer is no receipt')
-    const sha256 = await this.#options.source.sha256()
-    const verified = stored.sha256 !== undefined
-    if (stored.size !== this.#fileBytes || (verified && stored.sha256 !== sha256)) {
+    const sha256 = await source.sha256()
+    // A handler may have changed what it stored; what it was given is what we can know.
+    const arrived = stored.arrived ?? stored
+    const verified = arrived.sha256 !== undefined
+    if (arrived.size !== this.#fileBytes || (verified && arrived.sha256 !== sha256)) {
       const ours = `sent ${this.#fileBytes} bytes with sha-256 ${sha256}`
-      const theirs = `the server stored ${stored.size}${verified ? ` with ${stored.sha256}` : ''}`
+      const theirs = `the server stored ${arrived.size}${verified ? ` with ${arrived.sha256}` : ''}`
       throw new UploadError('digest_mismatch', `${stored.name}: ${ours}, ${theirs}`)
     }
-    return { id: this.#id, title, name: stored.name, size: this.#fileBytes, sha256, verified, ms, receipt }
+    const reasons = []
+    if (source.renamed !== undefined && this.#options.name === undefined) reasons.push(source.renamed)
+    const { sentAs = name } = stored
+    if (sentAs !== name)
+      reasons.push(Buffer.byteLength(name) > NAME_MAX_BYTES ? 'name shortened' : 'name cleaned')
+    if (stored.name !== sentAs) reasons.push('name taken')
+    const why = reasons.join(', ')
+    return { name: stored.name, ...(why && { why }), size: this.#fileBytes, sha256, verified, receipt }
   }
 }
 
-/** Throws `usage` unless the text is an http or https URL; its path ends in a slash afterwards. */
-function baseUrl(text: string): URL {
-  const url = URL.canParse(text) ? new URL(text) : undefined
-  if (!url || !/^https?:$/.test(url.protocol))
-    throw new UploadError('usage', `${text} is not an http or https URL`)
-  if (!url.pathname.endsWith('/')) url.pathname += '/'
-  return url
-}
-
-function refusal(
-  answer: { status: number; text: string; location: string | undefined },
-  base: URL,
-): UploadError {
-  const { status, text, location } = answer
+function refusal({ status, text, location, retryAfter }: Answer, { base, query }: Address): UploadError {
   if (status >= 300 && status < 400) {
-    const to = location ? ` to ${new URL(location, base).href}` : ''
+    const url =
+      location !== undefined && URL.canParse(location, base.href) ? new URL(location, base).href : location
+    const to = url === undefined ? '' : ` to ${withoutSecrets(url)}`
     return new UploadError('bad_answer', `the server redirects${to}; push does not follow`, { status })
   }
-  const problem = parseJson(text) as Partial<Problem> | undefined
+  // What nginx and Go say to a plain request.
+  if (status === 400 && base.protocol === 'http:' && /\bHTTPS (port|server)\b/i.test(text))
+    return plainToTls(base)
+  const problem = problemOf(text)
   const detail = typeof problem?.detail === 'string' ? problem.detail : `the server answered HTTP ${status}`
   const code = typeof problem?.code === 'string' ? problem.code : ''
   // Which server was asked is half of what may be wrong, and its own words know only the path.
-  const where = status === 404 ? `${base.origin}${base.pathname}: ` : ''
-  return UploadError.fromServer(status, code, where + detail, problem?.errors)
+  const where = status === 404 ? `${base.href}${query && '?…'}: ` : ''
+  const seconds = /^\d{1,9}$/.test(retryAfter ?? '') ? formatDuration(Number(retryAfter) * 1000) : undefined
+  const when =
+    retryAfter === undefined
+      ? ''
+      : `; try again ${seconds ? `in ${seconds}` : `after ${retryAfter.slice(0, 40)}`}`
+  return UploadError.fromServer(status, code, where + detail + when, problem?.errors)
+}
+
+function problemOf(text: string): Partial<Problem> | undefined {
+  const problem = parseJson(text)
+  return typeof problem === 'object' && problem !== null ? problem : undefined
 }
 
 function parseReceipt(text: string): Receipt | undefined {
   const receipt = parseJson(text) as Receipt | undefined
   const first = Array.isArray(receipt?.files) ? receipt.files[0] : undefined
-  const digest = first?.sha256 === undefined || typeof first.sha256 === 'string'
-  const whole = typeof first?.name === 'string' && typeof first.size === 'number' && digest
+  const counted = (of: { size: number; sha256?: string } | undefined) =>
+    typeof of?.size === 'number' && (of.sha256 === undefined || typeof of.sha256 === 'string')
+  const whole =
+    typeof first?.name === 'string' && counted(first) && (!first.arrived || counted(first.arrived))
   return whole ? receipt : undefined
 }
 
@@ -396,11 +536,4 @@ function parseJson(text: string): unknown {
   } catch {
     return undefined
   }
-}
-
-/** The words of a network error: an AggregateError (both address families refused) has none of its own. */
-function networkReason(thrown: unknown): string {
-  const error = thrown as NodeJS.ErrnoException & { errors?: Error[] }
-  const own = error.errors?.length ? error.errors.map(each => each.message).join(', ') : error.message
-  return own || error.code || 'unknown reason'
 }

@@ -1,12 +1,17 @@
 import { createHash } from 'node:crypto'
-import { type FileHandle, open } from 'node:fs/promises'
+import { type BigIntStats, close, constants, fstat, open, read } from 'node:fs'
+import { Socket } from 'node:net'
 import { basename } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { UploadError } from '../errors.ts'
 import { type Hasher, inlineHasher, threadHasher } from './hasher.ts'
 
 /** What is to be sent: a name, a length if it is known, and the bytes, once. */
 export interface Source {
   readonly name: string
+  /** Why `name` is not quite what the file is called. */
+  readonly renamed?: string
   /** Bytes; undefined for a pipe. */
   readonly size: number | undefined
   /**
@@ -16,6 +21,9 @@ export interface Source {
   read(): AsyncIterable<Uint8Array>
   /** Of the bytes read; to be asked for at their end, once. Lower-case hexadecimal. */
   sha256(): Promise<string>
+  /** What became of the file between its opening and its last byte, as words that follow its name; undefined for nothing. */
+  readonly change?: string | undefined
+  /** Lets go of it, in the middle of a read too: nothing of it keeps the process from ending. */
   close(): Promise<void>
 }
 
@@ -25,21 +33,43 @@ const CHUNK_SIZE = 1024 * 1024
 const CHUNKS = 3
 /** From here on a thread for the digest is worth its start, 30 ms. */
 const THREAD_MIN = 32 * CHUNK_SIZE
+/** What is read of a file that says it is empty. Those of /proc say so, and are not. */
+const UNSURE_SIZE = 64 * 1024
+/** How long a device that has nothing yet is left alone. */
+const RETRY_MS = 20
 
-/** A file by its path; what is no regular file (a FIFO, a device) is read to its end. */
-export async function openFile(path: string): Promise<Source> {
-  let handle: FileHandle
+/** No open and no read waits: for the writer of a FIFO, for a key. */
+const FLAGS = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (constants.O_NOCTTY ?? 0)
+
+/** Descriptors rather than FileHandles: what the event loop shall wait for, a FIFO, must be one. */
+const files = {
+  open: promisify(open),
+  read: promisify(read),
+  close: promisify(close),
+  stat: (fd: number) =>
+    new Promise<BigIntStats>((resolve, reject) => {
+      fstat(fd, { bigint: true }, (error, stats) => (error ? reject(error) : resolve(stats)))
+    }),
+}
+
+/** A file by its path, as text or bytes; what is no regular file (a FIFO, a device) is read to its end. */
+export async function openFile(path: string | Buffer): Promise<Source> {
+  const shown = path.toString()
+  const fd = await files.open(path, FLAGS).catch(cause => {
+    throw localError(shown, cause)
+  })
   try {
-    handle = await open(path, 'r')
-  } catch (cause) {
-    throw localError(path, cause)
+    const stats = await files.stat(fd)
+    if (stats.isDirectory()) throw new UploadError('local_file', `${shown} is a directory`)
+    const source = stats.isFIFO()
+      ? streamSource(new Socket({ fd, readable: true, writable: false }), basename(shown))
+      : await FileSource.of(fd, shown, stats)
+    const exact = typeof path === 'string' || Buffer.from(shown).equals(path)
+    return exact ? source : Object.assign(source, { renamed: 'its name is not UTF-8' })
+  } catch (error) {
+    await files.close(fd)
+    throw error
   }
-  const stats = await handle.stat()
-  if (stats.isDirectory()) {
-    await handle.close()
-    throw new UploadError('local_file', `${path} is a directory`)
-  }
-  return new FileSource(handle, path, stats.isFile() ? stats.size : undefined)
 }
 
 /** A stream of unknown length, such as standard input. */
@@ -49,31 +79,82 @@ export function streamSource(stream: AsyncIterable<Uint8Array>, name: string): S
     name,
     size: undefined,
     async *read() {
-      for await (const chunk of stream) {
-        hash.update(chunk)
-        yield chunk
+      try {
+        for await (const chunk of stream) {
+          hash.update(chunk)
+          yield chunk
+        }
+      } catch (cause) {
+        throw localError(name, cause)
       }
     },
     sha256: async () => hash.digest('hex'),
-    async close() {},
+    async close() {
+      // Who reads it may wait for a chunk that never comes: an iterator can only be asked to return after it.
+      const { destroy } = stream as { destroy?: unknown }
+      if (typeof destroy === 'function') destroy.call(stream)
+    },
   }
 }
 
 class FileSource implements Source {
   readonly name: string
   readonly size: number | undefined
-  readonly #handle: FileHandle
+  readonly #fd: number
   readonly #path: string
-  readonly #memory = new SharedArrayBuffer(CHUNKS * CHUNK_SIZE)
-  readonly #hasher: Hasher
+  /** What was known of it when it was opened, and when all of it was read. */
+  readonly #opened: BigIntStats
+  #read: BigIntStats | undefined
+  /** What was read to know how much there is: of a small file, all. */
+  readonly #first: Uint8Array
+  readonly #whole: boolean
+  #hasher: Hasher | undefined
   #reading: Promise<unknown> | undefined
+  #closed = false
 
-  constructor(handle: FileHandle, path: string, size: number | undefined) {
-    this.#handle = handle
+  private constructor(
+    fd: number,
+    path: string,
+    opened: BigIntStats,
+    start: { size: number | undefined; first: Uint8Array; whole: boolean },
+  ) {
+    this.#fd = fd
     this.#path = path
     this.name = basename(path)
-    this.size = size
-    this.#hasher = size !== undefined && size < THREAD_MIN ? inlineHasher() : threadHasher(this.#memory)
+    this.#opened = opened
+    this.size = start.size
+    this.#first = start.first
+    this.#whole = start.whole
+  }
+
+  /**
+   * What a small file's size says is not believed: files of /proc say 0, those of /sys 4096, whatever
+   * they hold. They are read here, as far as a chunk goes; and so is every other file that small.
+   */
+  static async of(fd: number, path: string, stats: BigIntStats): Promise<FileSource> {
+    const said = Number(stats.size)
+    if (!stats.isFile() || said > CHUNK_SIZE) {
+      const size = stats.isFile() ? said : undefined
+      return new FileSource(fd, path, stats, { size, first: Buffer.alloc(0), whole: false })
+    }
+    const room = Buffer.allocUnsafeSlow(said || UNSURE_SIZE)
+    const first = await fill(fd, path, room, room.length, () => false)
+    // A file that says 0 and fills the room goes on, nobody knows how far.
+    const whole = said > 0 || first.length < room.length
+    return new FileSource(fd, path, stats, { size: whole ? first.length : undefined, first, whole })
+  }
+
+  async *read(): AsyncGenerator<Uint8Array> {
+    const large = this.size === undefined ? !this.#opened.isFile() : this.size >= THREAD_MIN
+    const shared = large ? new SharedArrayBuffer(CHUNKS * CHUNK_SIZE) : undefined
+    const hasher = shared ? threadHasher(shared) : inlineHasher()
+    this.#hasher = hasher
+    if (this.#first.length > 0) {
+      hasher.update(this.#first)
+      yield this.#first
+    }
+    if (!this.#whole) yield* this.#rest(shared, hasher)
+    this.#read = await files.stat(this.#fd)
   }
 
   /**
@@ -81,23 +162,24 @@ class FileSource implements Source {
    * for the next chunk only when the last one has drained, as a chunk is larger than its high-water
    * mark; so every chunk but the last has to be full, and test/push.test.ts guards the rest.
    */
-  async *read(): AsyncGenerator<Uint8Array> {
+  async *#rest(shared: SharedArrayBuffer | undefined, hasher: Hasher): AsyncGenerator<Uint8Array> {
+    const memory = shared ? Buffer.from(shared) : Buffer.allocUnsafeSlow(CHUNKS * CHUNK_SIZE)
     const buffers = Array.from({ length: CHUNKS }, (_, i) => {
-      return { bytes: Buffer.from(this.#memory, i * CHUNK_SIZE, CHUNK_SIZE), hashed: undefined as Waiting }
+      return { bytes: memory.subarray(i * CHUNK_SIZE, (i + 1) * CHUNK_SIZE), hashed: undefined as Waiting }
     })
     // What a file grows by while it is sent is not sent: the length was promised.
     const end = this.size ?? Number.POSITIVE_INFINITY
-    const fill = async ({ bytes, hashed }: (typeof buffers)[number], from: number) => {
+    const next = async ({ bytes, hashed }: (typeof buffers)[number], from: number) => {
       await hashed
-      return this.#fill(bytes, from, end)
+      return fill(this.#fd, this.#path, bytes, Math.min(bytes.length, end - from), () => this.#closed)
     }
-    let position = 0
-    for (let turn = 0, filling = fill(at(buffers, turn), 0); position < end; turn++) {
+    let position = this.#first.length
+    for (let turn = 0, filling = next(at(buffers, turn), position); position < end; turn++) {
       const chunk = await filling
       if (chunk.length === 0) break
       position += chunk.length
-      if (position < end) filling = this.#ahead(fill(at(buffers, turn + 1), position))
-      at(buffers, turn).hashed = this.#hasher.update(chunk)
+      if (position < end) filling = this.#ahead(next(at(buffers, turn + 1), position))
+      at(buffers, turn).hashed = hasher.update(chunk)
       yield chunk
     }
     if (this.size !== undefined && position < this.size) {
@@ -107,13 +189,23 @@ class FileSource implements Source {
   }
 
   sha256(): Promise<string> {
-    return this.#hasher.digest()
+    return (this.#hasher ?? inlineHasher()).digest()
+  }
+
+  get change(): string | undefined {
+    const [before, after = before] = [this.#opened, this.#read]
+    if (after.size !== before.size) return `went from ${before.size} to ${after.size} bytes`
+    if (after.mtimeNs !== before.mtimeNs) return 'was written to'
+    // The time of the content can be set back; that of the inode cannot, but a new name changes it, too.
+    return after.ctimeNs === before.ctimeNs ? undefined : 'was changed, or renamed or the like,'
   }
 
   async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
     await this.#reading
-    await this.#hasher.close()
-    await this.#handle.close()
+    await this.#hasher?.close()
+    await files.close(this.#fd)
   }
 
   /** A read that nobody waits for yet: a consumer that stops asking does not see it reject. */
@@ -121,24 +213,28 @@ class FileSource implements Source {
     this.#reading = reading.catch(() => {})
     return reading
   }
+}
 
-  /** Reads until the buffer is full or the file ends; a single read may return less. */
-  async #fill(buffer: Buffer, position: number, end: number): Promise<Uint8Array> {
-    const wanted = Math.min(buffer.length, end - position)
-    let filled = 0
+/** Reads until `wanted` bytes are there or the file ends; a single read may return less. A pipe has no positions. */
+async function fill(
+  fd: number,
+  path: string,
+  buffer: Uint8Array,
+  wanted: number,
+  closed: () => boolean,
+): Promise<Uint8Array> {
+  let filled = 0
+  while (filled < wanted && !closed()) {
     try {
-      while (filled < wanted) {
-        // A pipe has no positions.
-        const at = this.size === undefined ? null : position + filled
-        const { bytesRead } = await this.#handle.read(buffer, filled, wanted - filled, at)
-        if (bytesRead === 0) break
-        filled += bytesRead
-      }
+      const { bytesRead } = await files.read(fd, buffer, filled, wanted - filled, null)
+      if (bytesRead === 0) break
+      filled += bytesRead
     } catch (cause) {
-      throw localError(this.#path, cause)
+      if ((cause as NodeJS.ErrnoException).code !== 'EAGAIN') throw localError(path, cause)
+      await delay(RETRY_MS)
     }
-    return buffer.subarray(0, filled)
   }
+  return buffer.subarray(0, filled)
 }
 
 type Waiting = Promise<void> | undefined

@@ -1,7 +1,6 @@
-import { extname } from 'node:path'
 import { setFlagsFromString } from 'node:v8'
 import { Command } from 'commander'
-import { type PushResult, push } from '../client/push.ts'
+import { openSender, type PushResult, type Sender } from '../client/push.ts'
 import { openFile, type Source, streamSource } from '../client/source.ts'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_URL, isProgressId } from '../protocol.ts'
@@ -9,8 +8,12 @@ import { lateReporter } from '../terminal/late.ts'
 import type { Output } from '../terminal/output.ts'
 import { type Reporter, silentReporter } from '../terminal/reporter.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
+import { argumentBytes } from './argument-bytes.ts'
 import { duration, type Host, option, readEnvironment, text } from './options.ts'
 import { type EndSignal, onEndSignals, onStop } from './signals.ts'
+
+/** Failures of files that are stored, or may be. */
+const STORED = new Set<string>(['digest_mismatch', 'answer_lost', 'changed', 'bad_answer'])
 
 /** A push that is done by then shows no bar. */
 const BAR_DELAY_MS = 50
@@ -65,6 +68,16 @@ async function pushAll(
   options: PushCommandOptions,
 ): Promise<void> {
   checkUsage(files, options)
+  const { url, title, type, token, interval, timeout } = options
+  const sender = openSender({
+    url,
+    interval,
+    timeout,
+    ...(title !== undefined && { title }),
+    ...(type !== undefined && { type }),
+    ...(token !== undefined && { token }),
+  })
+  const paths = argumentBytes(files)
   const stop = new AbortController()
   const release = onEndSignals(host, (signal: EndSignal) => {
     const code = ENDED[signal]
@@ -76,13 +89,13 @@ async function pushAll(
   let stored = 0
   let bytes = 0
   try {
-    for (const file of files) {
+    for (const [i, file] of files.entries()) {
       try {
-        const { sent, result } = await pushOne(host, out, file, options, stop.signal)
+        const result = await pushOne(host, out, sender, paths[i] ?? file, options, stop.signal)
         stored++
         bytes += result.size
         if (options.json) out.result(JSON.stringify(jsonResult(file, result)))
-        else out.result(textResult(sent, result))
+        else out.result(textResult(result))
         if (options.progress === 'json') event(out, 'stored', jsonResult(file, result))
       } catch (thrown) {
         const error = UploadError.from(thrown)
@@ -96,6 +109,7 @@ async function pushAll(
     }
   } finally {
     release()
+    await sender.close()
     const ms = performance.now() - began
     if (several && options.progress === 'json')
       event(out, 'summary', { files: files.length, stored, bytes, ms: Math.round(ms) })
@@ -103,10 +117,17 @@ async function pushAll(
   }
   const [first] = failures
   if (!first) return
+  const of =
+    stored === 0
+      ? `none of ${files.length} files was`
+      : `${failures.length} of ${files.length} files were not`
+  // What failed at the last may be stored all the same.
+  const told = failures.some(({ code }) => STORED.has(code))
+    ? `${failures.length} of ${files.length} files failed`
+    : `${of} stored`
   // Where every one of several failed alike, the exit code says how.
-  if (stored === 0 && failures.every(({ exitCode }) => exitCode === first.exitCode))
-    throw first.said(`none of ${files.length} files was stored`)
-  throw new UploadError('some_failed', `${failures.length} of ${files.length} files were not stored`)
+  if (stored === 0 && failures.every(({ exitCode }) => exitCode === first.exitCode)) throw first.said(told)
+  throw new UploadError('some_failed', told)
 }
 
 /** The failure by the file's name. What is wrong with a local file names it already. */
@@ -121,50 +142,40 @@ function checkUsage(files: readonly string[], options: PushCommandOptions): void
       `--id ${options.id}: a progress id is 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -`,
     )
   }
-  if (options.type !== undefined && !/^[\w.+-]+\/[\w.+-]+$/.test(options.type)) {
-    throw new UploadError('usage', `--type ${options.type} is not a media type such as text/plain`)
-  }
   if (files.length > 1 && (options.id !== undefined || options.name !== undefined)) {
     throw new UploadError('usage', '--id and --name are for one file')
   }
 }
 
-/** What came of one file, and the name it was sent under. */
 async function pushOne(
   host: Host,
   out: Output,
-  file: string,
+  sender: Sender,
+  path: string | Buffer,
   options: PushCommandOptions,
   signal: AbortSignal,
-): Promise<{ sent: string; result: PushResult }> {
-  const source = await openSource(host, file)
+): Promise<PushResult> {
+  const source = await openSource(host, path)
   const name = options.name ?? source.name
   const reporter = await makeReporter(host, out, name, options)
   const release = onStop(host, () => out.erase())
   try {
-    const { url, title, type, id, token, interval, timeout } = options
-    const result = await push({
+    const { id } = options
+    return await sender.push({
       source,
-      url,
-      name,
-      interval,
-      timeout,
       signal,
-      ...(title !== undefined && { title }),
-      ...(type !== undefined && { type }),
+      ...(options.name !== undefined && { name }),
       ...(id !== undefined && { id }),
-      ...(token !== undefined && { token }),
       onProgress: progress => reporter.update(progress),
     })
-    return { sent: name, result }
   } finally {
     release()
     reporter.stop()
   }
 }
 
-async function openSource(host: Host, file: string): Promise<Source> {
-  return file === '-' ? streamSource(host.stdin, 'stdin') : openFile(file)
+async function openSource(host: Host, path: string | Buffer): Promise<Source> {
+  return path === '-' ? streamSource(host.stdin, 'stdin') : openFile(path)
 }
 
 async function makeReporter(
@@ -194,8 +205,8 @@ function event(out: Output, name: 'stored' | 'failed' | 'summary', fields: objec
   out.message(JSON.stringify({ event: name, ...fields }))
 }
 
-function textResult(sent: string, { name, size, ms, verified }: PushResult): string {
-  const as = name === sent ? sent : `${sent} stored as ${name} (${whyRenamed(sent, name)})`
+function textResult({ sentAs, name, why, size, ms, verified }: PushResult): string {
+  const as = why === undefined ? name : `${sentAs} stored as ${name} (${why})`
   return `${as}: ${pace(size, ms)}, ${verified ? 'verified' : 'no'} sha-256`
 }
 
@@ -208,22 +219,7 @@ function pace(size: number, ms: number): string {
   return `${formatSize(size)} in ${formatDuration(ms)}, ${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
 }
 
-/** A name that was taken has seven letters more, before its extension; a name that is too long has lost the end of its stem. */
-function whyRenamed(sent: string, stored: string): string {
-  const free = stored.replace(/_[A-Za-z0-9]{7}(?=(?:\.[^.]*)?$)/, '')
-  const stem = free.slice(0, free.length - extname(free).length)
-  const taken = free !== stored && sent.startsWith(stem)
-  const name = taken ? free : stored
-  if (name === sent) return 'name taken'
-  const shortened = sent.startsWith(stem) && sent.endsWith(extname(free)) && sent.length > name.length
-  const why = `name ${shortened ? 'shortened' : 'cleaned'}`
-  return taken ? `${why}, and taken` : why
-}
-
 /** A file that was stored, as `--json` prints it. */
-function jsonResult(
-  file: string,
-  { receipt, size, sha256, verified, ms, name, id, title }: PushResult,
-): object {
-  return { ok: true, file, id, title, name, size, sha256, verified, ms: Math.round(ms), receipt }
+function jsonResult(file: string, { ms, receipt, ...result }: PushResult): object {
+  return { ok: true, file, ...result, ms: Math.round(ms), receipt }
 }

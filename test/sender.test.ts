@@ -1,0 +1,716 @@
+/** The sender against servers that are slow, broken, hostile or not there, and files that are not what they seem. */
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { appendFile, mkdir, open, readFile, stat, utimes, writeFile } from 'node:fs/promises'
+import http from 'node:http'
+import https from 'node:https'
+import net, { type AddressInfo, type Socket } from 'node:net'
+import { join } from 'node:path'
+import { Readable } from 'node:stream'
+import { type TestContext, test } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  openFile,
+  openSender,
+  type PushProgress,
+  push,
+  streamSource,
+  type UploadError,
+} from '../src/index.ts'
+import {
+  BINARY,
+  gate,
+  getProgress,
+  published,
+  type Running,
+  randomFile,
+  run,
+  serve,
+  sha256,
+  startServer,
+  tempDir,
+  until,
+  uploadr,
+} from './support.ts'
+
+/** What hangs on old code shall not hang the suite. */
+const ENDS = { timeout: 60_000 }
+
+async function listen(t: TestContext, server: net.Server): Promise<number> {
+  const sockets = new Set<Socket>()
+  server.on('connection', socket => {
+    sockets.add(socket)
+    socket.on('error', () => {}).once('close', () => sockets.delete(socket))
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.after(() => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  return (server.address() as AddressInfo).port
+}
+
+/** A server that is not ours: what it answers is up to the test. */
+async function fakeServer(t: TestContext, handle: http.RequestListener): Promise<string> {
+  return `http://127.0.0.1:${await listen(t, http.createServer({ requestTimeout: 0 }, handle))}/`
+}
+
+async function file(t: TestContext, bytes: Buffer | string, name = 'file.bin'): Promise<string> {
+  const path = join(await tempDir(t), name)
+  await writeFile(path, bytes)
+  return path
+}
+
+function receipt(bytes: Buffer | string, more: object = {}): string {
+  const body = Buffer.from(bytes)
+  const stored = { field: 'file', name: 'file.bin', sentAs: 'file.bin', type: '', handler: 'x' }
+  return JSON.stringify({
+    id: 'x',
+    title: 'x',
+    files: [{ ...stored, size: body.length, sha256: sha256(body), ...more }],
+  })
+}
+
+const is = (code: string, exitCode: number, message?: RegExp) => (error: UploadError) => {
+  assert.deepEqual([error.code, error.exitCode], [code, exitCode], error.message)
+  if (message) assert.match(error.message, message)
+  return true
+}
+
+const hello = () => streamSource(Readable.from([Buffer.from('hello')]), 'file.bin')
+
+/** Until what was sent has arrived at the server, or the process has ended. */
+async function arrived(running: Running, url: string, id: string): Promise<void> {
+  let over = false
+  void running.exited.then(() => (over = true))
+  await until(
+    () => getProgress(url, id),
+    ({ state }) => over || state === 'uploading',
+  )
+  assert.equal(over, false, running.stderr())
+}
+
+/** A proxy to `url` that passes on bytes, but for what `cut` does to a connection and its first request line. */
+async function proxy(
+  t: TestContext,
+  url: string,
+  cut: (line: string, client: Socket, server: Socket) => void,
+): Promise<{ url: string; connections: () => number }> {
+  let connections = 0
+  const port = await listen(
+    t,
+    net.createServer(client => {
+      connections++
+      const server = net.connect(Number(new URL(url).port), '127.0.0.1').on('error', () => {})
+      server.setNoDelay(true)
+      client.setNoDelay(true)
+      client.once('data', head => {
+        server.write(head)
+        client.pipe(server)
+        cut(head.toString('latin1').split('\r\n', 1)[0] as string, client, server)
+      })
+      server.once('close', () => client.destroy())
+      client.once('close', () => server.destroy())
+    }),
+  )
+  return { url: `http://127.0.0.1:${port}/`, connections: () => connections }
+}
+
+test('standard input that gives nothing more does not keep a push that is refused', ENDS, async t => {
+  const { url } = await startServer(t, { token: 'secret' })
+  const running = uploadr(t, ['push', '-', '--url', url], { stdin: 'pipe' })
+  running.child.stdin?.write('x')
+  assert.equal(await running.exited, 5, running.stderr())
+})
+
+test(
+  'a FIFO without a writer does not keep a push: not one that is refused, not one that is interrupted',
+  ENDS,
+  async t => {
+    const { url, dir } = await startServer(t, { token: 'secret' })
+    const fifo = join(await tempDir(t), 'fifo')
+    assert.equal((await run('mkfifo', [fifo])).code, 0)
+    const refused = uploadr(t, ['push', fifo, '--url', url])
+    assert.equal(await refused.exited, 5, refused.stderr())
+    const open = await startServer(t)
+    const interrupted = uploadr(t, ['push', fifo, '--url', open.url, '--id', 'fifo'])
+    await arrived(interrupted, open.url, 'fifo')
+    interrupted.child.kill('SIGINT')
+    assert.ok([130, 'SIGINT'].includes(await interrupted.exited), interrupted.stderr())
+    assert.deepEqual([await published(dir), await published(open.dir)], [[], []])
+  },
+)
+
+test('a FIFO is read to its end, whenever its writer comes', ENDS, async t => {
+  const { url, dir } = await startServer(t)
+  const fifo = join(await tempDir(t), 'fifo')
+  await run('mkfifo', [fifo])
+  const running = uploadr(t, ['push', fifo, '--url', url, '--id', 'fifo'])
+  await arrived(running, url, 'fifo')
+  const bytes = randomFile(300_000)
+  await writeFile(fifo, bytes)
+  assert.equal(await running.exited, 0, running.stderr())
+  assert.ok((await readFile(join(dir, 'fifo'))).equals(bytes))
+})
+
+test('what is given slowly is no silence of the server’s', ENDS, async t => {
+  const { url } = await startServer(t)
+  const running = uploadr(t, ['push', '-', '--url', url, '--timeout', '300ms', '--id', 'slow'], {
+    stdin: 'pipe',
+  })
+  running.child.stdin?.write('x')
+  await arrived(running, url, 'slow')
+  // Longer than the timeout, by the clock of the timeout itself.
+  await delay(1000)
+  running.child.stdin?.end('y')
+  assert.equal(await running.exited, 0, running.stderr())
+})
+
+test('time in which push was stopped is not the server’s silence', ENDS, async t => {
+  let polled = () => {}
+  let resolve: (res: http.ServerResponse) => void = () => {}
+  const whole = new Promise<http.ServerResponse>(settle => (resolve = settle))
+  const url = await fakeServer(t, (req, res) => {
+    if (req.method === 'POST') return void req.resume().once('end', () => resolve(res))
+    res.writeHead(404).end()
+    polled()
+  })
+  const running = uploadr(t, ['push', await file(t, 'hello'), '--url', url, '--timeout', '2s'])
+  const res = await whole
+  running.child.kill('SIGSTOP')
+  await delay(3000)
+  // It runs again, and has been told nothing yet, when it asks again.
+  const asks = new Promise<void>(settle => (polled = settle))
+  running.child.kill('SIGCONT')
+  await Promise.race([asks, running.exited])
+  res.writeHead(201).end(receipt('hello'))
+  assert.equal(await running.exited, 0, running.stderr())
+})
+
+for (const [what, progress] of [
+  ['nothing known', { state: 'starting' }],
+  ['a count that stands still', { state: 'uploading', received: 5, size: 99, phase: 'receiving' }],
+] as const) {
+  test(`a server that takes nothing is not alive by another’s polls: ${what}`, ENDS, async t => {
+    // Reads nothing of a post, and never answers it.
+    const url = await fakeServer(t, (req, res) => {
+      if (req.method === 'GET') res.end(JSON.stringify(progress))
+    })
+    const source = await openFile(await file(t, randomFile(30_000_000)))
+    await assert.rejects(push({ url, source, timeout: 400, interval: 20 }), is('stalled', 4))
+    await assert.rejects(
+      push({ url, source: hello(), timeout: 400, interval: 20 }),
+      is('answer_lost', 10, /all \d+ bytes were sent and may be stored/),
+    )
+  })
+}
+
+test('a server that stores has no count that could change, and is alive', ENDS, async t => {
+  let polls = 0
+  let answer = () => {}
+  const url = await fakeServer(t, (req, res) => {
+    if (req.method === 'POST') {
+      req.resume().once('end', () => (answer = () => res.writeHead(201).end(receipt('hello'))))
+      return
+    }
+    res.end(JSON.stringify({ state: 'uploading', received: 99, size: 99, phase: 'storing' }))
+    // Far more than the timeout has room for.
+    if (++polls === 30) answer()
+  })
+  assert.equal((await push({ url, source: hello(), timeout: 200, interval: 50 })).verified, true)
+})
+
+test(
+  'interim answers that nobody asked for are read over, on a connection that is used again',
+  ENDS,
+  async t => {
+    const sockets = new Set<Socket>()
+    const url = await fakeServer(t, (req, res) => {
+      sockets.add(req.socket)
+      req.socket.write('HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX-A: b\r\n\r\n')
+      req.resume().once('end', () => {
+        req.socket.write('HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n')
+        req.socket.write('HTTP/1.1 199 Whatever\r\n\r\nHTTP/1.1 100 Continue\r\nX-Odd: yes\r\n\r\n')
+        res.writeHead(201).end(receipt('hello'))
+      })
+    })
+    const sender = openSender({ url })
+    t.after(() => sender.close())
+    for (let i = 0; i < 3; i++) assert.equal((await sender.push({ source: hello() })).verified, true)
+    assert.equal(sockets.size, 1)
+  },
+)
+
+test('answers without an end have one', ENDS, async t => {
+  const endless = async (head: string, piece: string, every: number | undefined) => {
+    const url = await fakeServer(t, (req, res) => {
+      if (req.method === 'GET') return void res.end(JSON.stringify({ state: 'starting' }))
+      req.resume().once('end', () => {
+        const { socket } = req
+        socket.write(head)
+        if (every === undefined) {
+          const more = () => {
+            while (socket.writable && socket.write(piece));
+          }
+          socket.on('drain', more)
+          more()
+        } else {
+          const timer = setInterval(() => socket.write(piece), every)
+          socket.once('close', () => clearInterval(timer))
+        }
+      })
+    })
+    return push({ url, source: hello(), timeout: 400, interval: 50 })
+  }
+  const created = 'HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n\r\n'
+  await assert.rejects(endless(created, ' '.repeat(1000), undefined), is('bad_answer', 9, /too large/))
+  await assert.rejects(endless(created, ' ', 20), is('bad_answer', 9, /HTTP 201, without an end/))
+  const hints = 'HTTP/1.1 103 Early Hints\r\n\r\n'
+  await assert.rejects(endless('', hints, 20), is('bad_answer', 9, /interim answers \(1xx\)/))
+  await assert.rejects(endless('', hints, 0), is('bad_answer', 9, /interim answers \(1xx\)/))
+  await assert.rejects(endless('HTTP/1.1 100 Continue\r\n', 'X: y\r\n', 1), /too large|no sign of life/)
+  const refused = 'HTTP/1.1 413 Too Large\r\n\r\n'
+  await assert.rejects(endless(refused, 'x'.repeat(1000), undefined), is('body_too_large', 6))
+  await assert.rejects(endless(refused, ' ', 20), is('body_too_large', 6))
+})
+
+test('the user of a URL is sent as Basic, its query is kept, for polls too', ENDS, async t => {
+  const asked = new Set<string>()
+  let answer = () => {}
+  const url = await fakeServer(t, (req, res) => {
+    asked.add(`${req.method} ${req.url} ${req.headers.authorization}`)
+    if (req.method === 'GET') {
+      res.end(JSON.stringify({ state: 'starting' }))
+      answer()
+    } else req.resume().once('end', () => (answer = () => res.writeHead(201).end(receipt('hello'))))
+  })
+  const { host } = new URL(url)
+  await push({ url: `http://m%C3%A9:s%40cret@${host}/up?key=1&b=%20#part`, source: hello(), interval: 1 })
+  const basic = `Basic ${Buffer.from('mé:s@cret').toString('base64')}`
+  assert.deepEqual(
+    [...asked].sort(),
+    [`GET /up/progress?key=1&b=%20 ${basic}`, `POST /up/?key=1&b=%20 ${basic}`].sort(),
+  )
+})
+
+test('the password of Basic is a token to our own server', ENDS, async t => {
+  const { port } = await startServer(t, { token: 'hush' })
+  await push({ url: `http://anyone:hush@127.0.0.1:${port}/`, source: hello() })
+})
+
+test('no secret of a URL or a token is printed, whatever is wrong', ENDS, async t => {
+  const path = await file(t, 'hello')
+  const gone = new URL(
+    await fakeServer(t, (req, res) => {
+      const moved = req.url?.startsWith('/moved')
+      const location = `http://anyone:hush@127.0.0.1:1/?key=hush`
+      req.resume().once('end', () => (moved ? res.writeHead(301, { location }) : res.writeHead(404)).end())
+    }),
+  ).host
+  const cases: [url: string, exit: number, told: RegExp, more?: string[]][] = [
+    ['ftp://x:hush@host/?key=hush', 2, /ftp:\/\/…@host\/\?… is not an http or https URL/],
+    ['http://x:hush@host:99999/', 2, /http:\/\/…@host:99999\/ is not/],
+    ['x:hush@host', 2, /…@host is not/],
+    ['http://x:hu/hush@[', 2, /is not an http or https URL/],
+    [`http://x:hush@${gone}/a?key=hush`, 6, /\/a\/\?…: the server answered HTTP 404/],
+    [`http://x:hush@${gone}/moved?key=hush`, 9, /redirects to http:\/\/…@127\.0\.0\.1:1\/\?…;/],
+    ['http://x:hush@no.such.host.invalid/?key=hush', 12, /no host called no\.such\.host\.invalid/],
+    ['http://x:hush@127.0.0.1:1/?key=hush', 4, /cannot connect to 127\.0\.0\.1:1/],
+    [`http://x:hush@${gone}/`, 2, /two answers to who asks/, ['--token', 'hush']],
+    [`http://${gone}/`, 2, /the token has a line end at its place 5 of 9/, ['--token', 'hush\nhush']],
+    [`http://${gone}/`, 2, /a letter that a header cannot carry at its place 5 of 5/, ['--token', 'hushж']],
+    [`http://${gone}/`, 2, /a blank or a control character/, ['--token', 'hush hush']],
+  ]
+  for (const [url, exit, told, more = []] of cases) {
+    for (const how of ['lines', 'json']) {
+      const running = uploadr(t, ['push', path, '--json', '--progress', how, '--url', url, ...more])
+      assert.equal(await running.exited, exit, `${url}: ${running.stderr()}`)
+      const printed = running.stdout() + running.stderr()
+      assert.match(printed, told)
+      assert.doesNotMatch(printed, /hush/)
+    }
+  }
+})
+
+test('files whose size says nothing are read to their end', ENDS, async t => {
+  const { url, dir } = await startServer(t)
+  const enabled = '/sys/kernel/mm/transparent_hugepage/enabled'
+  const paths = ['/proc/cpuinfo', '/proc/self/limits', '/proc/kallsyms', enabled, '/proc/version']
+  for (const path of paths) {
+    const bytes = await readFile(path)
+    const result = await push({ url, source: await openFile(path) })
+    assert.ok(result.size > 0 && result.verified, path)
+    if (path === '/proc/cpuinfo') continue
+    assert.ok((await readFile(join(dir, result.name))).equals(bytes), path)
+  }
+})
+
+for (const count of [1000, 3000]) {
+  test(`${count} small files: connections are used again, and memory does not grow`, {
+    timeout: 300_000,
+  }, async t => {
+    const { url, dir } = await serve(t, ['--no-fsync'])
+    const counted = await proxy(t, url, (_, client, server) => void server.pipe(client))
+    const folder = await tempDir(t)
+    const names = Array.from({ length: count }, (_, i) => `file-${i}`)
+    for (const name of names) await writeFile(join(folder, name), '0123456789')
+    const args = ['push', '--url', counted.url, '--progress', 'none', ...names]
+    const running = uploadr(t, args, { cwd: folder })
+    let peak = 0
+    let over = false
+    void running.exited.then(() => (over = true))
+    await until(
+      async () => {
+        const status = await readFile(`/proc/${running.pid}/status`, 'utf8').catch(() => '')
+        peak = Math.max(peak, Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 0))
+        await delay(20)
+      },
+      () => over,
+    )
+    assert.equal(await running.exited, 0, running.stderr())
+    assert.equal((await published(dir)).length, count)
+    // One for uploads; one for polls, that may close while there is nothing to ask.
+    assert.ok(counted.connections() < count / 50, `${counted.connections()} connections`)
+    assert.ok(peak > 0 && peak < 100 * 1024, `${peak} KiB`)
+  })
+}
+
+test('a sender whose connection broke goes on with another', ENDS, async t => {
+  const { url, dir } = await startServer(t)
+  let posts = 0
+  const flaky = await proxy(t, url, (_, client, server) => {
+    // Of the first connection the second answer is lost.
+    if (posts++ === 0)
+      server.once('data', first => client.write(first, () => server.once('data', () => client.destroy())))
+    else server.pipe(client)
+  })
+  const sender = openSender({ url: flaky.url })
+  t.after(() => sender.close())
+  await sender.push({ source: hello() })
+  await assert.rejects(
+    sender.push({ source: hello() }),
+    is('answer_lost', 10, /the server has stored the upload/),
+  )
+  await sender.push({ source: hello() })
+  assert.equal((await published(dir)).length, 3)
+})
+
+test('an answer that is lost after storing: an exit of its own, and what progress says', ENDS, async t => {
+  const { url, dir } = await startServer(t)
+  const path = await file(t, randomFile(500_000))
+  const lose = (alsoPolls: boolean) =>
+    proxy(t, url, (line, client, server) => {
+      if (line.startsWith('POST') || alsoPolls) server.once('data', () => client.destroy())
+      else server.pipe(client)
+    })
+  const told = uploadr(t, ['push', path, '--json', '--url', (await lose(false)).url])
+  assert.equal(await told.exited, 10, told.stderr())
+  assert.match(told.stderr(), /the server has stored the upload, but its answer is lost/)
+  assert.equal(JSON.parse(told.stdout()).error.code, 'answer_lost')
+  const untold = uploadr(t, ['push', path, '--url', (await lose(true)).url])
+  assert.equal(await untold.exited, 10, untold.stderr())
+  assert.match(
+    untold.stderr(),
+    /all \d+ bytes were sent and may be stored, but the answer is lost.*cannot be had/,
+  )
+  assert.equal((await published(dir)).length, 2)
+  // Before everything is sent there is nothing to store.
+  const early = await proxy(t, url, (line, client) => {
+    if (line.startsWith('POST')) client.once('data', () => client.resetAndDestroy())
+  })
+  const large = await file(t, randomFile(30_000_000))
+  await assert.rejects(push({ url: early.url, source: await openFile(large) }), is('connection_lost', 4))
+})
+
+test('a gateway that gave up says nothing of the server: its progress does', ENDS, async t => {
+  for (const status of [502, 504]) {
+    let said: object = { state: 'done' }
+    const url = await fakeServer(t, (req, res) => {
+      if (req.method === 'GET') return void res.end(JSON.stringify(said))
+      req.resume().once('end', () => res.writeHead(status, { 'retry-after': '30' }).end('<html>'))
+    })
+    const at = () => push({ url, source: hello() })
+    await assert.rejects(at(), is('answer_lost', 10, new RegExp(`a gateway answered HTTP ${status}`)))
+    said = { state: 'error', status: 413, code: 'body_too_large', detail: 'too large' }
+    await assert.rejects(at(), is('body_too_large', 6, /^too large$/))
+    said = { state: 'starting' }
+    await assert.rejects(at(), is('unavailable', 4, /HTTP 50\d; try again in 30\.0 s/))
+  }
+})
+
+test('what a busy server or proxy says is worth another try, and when', ENDS, async t => {
+  const path = await file(t, 'hello')
+  const at = 'Wed, 21 Oct 2099 07:28:00 GMT'
+  const problem = (status: number, code: string) => JSON.stringify({ status, code, detail: 'busy' })
+  const cases: [status: number, after: string, body: string, told: RegExp][] = [
+    [503, '120', '', /^uploadr: the server answered HTTP 503; try again in 2m00s$/m],
+    [
+      429,
+      at,
+      '<html>',
+      /^uploadr: the server answered HTTP 429; try again after Wed, 21 Oct 2099 07:28:00 GMT$/m,
+    ],
+    [503, '5', problem(503, 'shutting_down'), /^uploadr: busy; try again in 5\.0 s$/m],
+    [429, '5', problem(429, 'too_many_uploads_of_client'), /^uploadr: busy; try again in 5\.0 s$/m],
+  ]
+  for (const [status, after, body, told] of cases) {
+    const url = await fakeServer(t, (req, res) => {
+      req.resume().once('end', () => res.writeHead(status, { 'retry-after': after }).end(body))
+    })
+    const running = uploadr(t, ['push', path, '--url', url])
+    assert.equal(await running.exited, 4, running.stderr())
+    assert.match(running.stderr(), told)
+  }
+})
+
+test('a server of ours that is stopping is worth another try', ENDS, async t => {
+  const held = gate()
+  const { url, server } = await startServer(t, { handlers: [held.handler] })
+  const first = push({ url, source: hello() })
+  await held.reached
+  // On a connection that is there already: a stopping server takes no new ones.
+  const sender = openSender({ url })
+  t.after(() => sender.close())
+  held.open()
+  await Promise.all([first, sender.push({ source: hello() })])
+  const down = server.shutdown({ grace: 10_000 } as never)
+  await assert.rejects(sender.push({ source: hello() }), (error: UploadError) => {
+    assert.equal(error.exitCode, 4, error.message)
+    return true
+  })
+  await down
+})
+
+test('a file that changes while it is sent is told, with an exit of its own', ENDS, async t => {
+  const changes: [what: string, change: (path: string) => Promise<unknown>, told: RegExp][] = [
+    ['grown', path => appendFile(path, 'more'), /grown went from 9000000 to 9000004 bytes while it was sent/],
+    ['rewritten', path => rewrite(path), /rewritten was written to while it was sent/],
+    [
+      'disguised',
+      async path => {
+        const { atime, mtime } = await stat(path)
+        await rewrite(path)
+        await utimes(path, atime, mtime)
+      },
+      /disguised was (written to|changed, or renamed or the like,) while it was sent/,
+    ],
+  ]
+  for (const [name, change, told] of changes) {
+    const held = gate()
+    const { url, dir } = await startServer(t, { handlers: [held.handler] })
+    const path = await file(t, randomFile(9_000_000), name)
+    const running = uploadr(t, ['push', path, '--json', '--url', url])
+    await held.reached
+    await change(path)
+    held.open()
+    assert.equal(await running.exited, 11, running.stderr())
+    assert.match(running.stderr(), told)
+    const { ok, error } = JSON.parse(running.stdout())
+    assert.deepEqual([ok, error.code, error.exitCode], [false, 'changed', 11])
+    assert.match(error.message, new RegExp(`what was read is stored as ${name}`))
+    assert.deepEqual(await published(dir), [name])
+  }
+})
+
+/** Other bytes at its end, and the same size. */
+async function rewrite(path: string): Promise<void> {
+  const handle = await open(path, 'r+')
+  await handle.write('rewritten', 8_999_000)
+  await handle.close()
+}
+
+/** A self-signed certificate for localhost. */
+async function certificate(t: TestContext): Promise<{ key: string; cert: string; path: string }> {
+  const folder = await tempDir(t)
+  const [key, cert] = [join(folder, 'key.pem'), join(folder, 'cert.pem')]
+  const names = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost']
+  const made = await run('openssl', [
+    ...['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2'],
+    ...['-keyout', key, '-out', cert, ...names],
+  ])
+  assert.equal(made.code, 0, made.stderr)
+  return { key: await readFile(key, 'utf8'), cert: await readFile(cert, 'utf8'), path: cert }
+}
+
+test(
+  'TLS: a certificate that is not trusted, and TLS and plain HTTP mistaken for each other',
+  ENDS,
+  async t => {
+    const { key, cert, path: trusted } = await certificate(t)
+    const handle: http.RequestListener = (req, res) =>
+      void req.resume().once('end', () => res.writeHead(201).end(receipt('hello')))
+    const secure = await listen(t, https.createServer({ key, cert }, handle))
+    const plain = Number(new URL(await fakeServer(t, handle)).port)
+    const alert = await listen(
+      t,
+      net.createServer(
+        socket => void socket.once('data', () => socket.end(Buffer.from('15030100020246', 'hex'))),
+      ),
+    )
+    const says = (text: string) =>
+      net.createServer(socket => void socket.once('data', () => socket.end(text)))
+    const go = await listen(
+      t,
+      says('HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n'),
+    )
+    const nginx = await fakeServer(t, (req, res) => {
+      const page = '<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>'
+      req.resume().once('end', () => res.writeHead(400).end(page))
+    })
+    const ssh = await listen(t, says('SSH-2.0-OpenSSH_9.2p1\r\n'))
+    const path = await file(t, 'hello')
+    const cases: [url: string, exit: number, told: RegExp, env?: Record<string, string>][] = [
+      [
+        `https://localhost:${secure}/`,
+        12,
+        /the certificate of localhost:\d+ is not trusted: self-signed.*NODE_EXTRA_CA_CERTS/,
+      ],
+      [`https://localhost:${secure}/`, 0, /^/, { NODE_EXTRA_CA_CERTS: trusted }],
+      [
+        `https://127.0.0.1:${secure}/`,
+        12,
+        /the certificate of 127.0.0.1:\d+ is not trusted: .*does not match/,
+        { NODE_EXTRA_CA_CERTS: trusted },
+      ],
+      [
+        `https://127.0.0.1:${plain}/`,
+        12,
+        /127.0.0.1:\d+ does not speak TLS: is http:\/\/127.0.0.1:\d+\/ meant\?/,
+      ],
+      [`http://127.0.0.1:${secure}/`, 12, /127.0.0.1:\d+ speaks TLS: is https:\/\/127.0.0.1:\d+\/ meant\?/],
+      [`http://127.0.0.1:${alert}/`, 12, /speaks TLS: is https:/],
+      [`http://127.0.0.1:${go}/`, 12, /speaks TLS: is https:/],
+      [nginx, 12, /speaks TLS: is https:/],
+      [`http://127.0.0.1:${ssh}/`, 9, /what 127.0.0.1:\d+ answers is not HTTP: "SSH-2.0-OpenSSH_9.2p1/],
+      [`https://127.0.0.1:${ssh}/`, 12, /does not speak TLS/],
+      ['http://no.such.host.invalid/', 12, /there is no host called no.such.host.invalid/],
+    ]
+    for (const [url, exit, told, env] of cases) {
+      const running = uploadr(t, ['push', path, '--url', url], env && { env })
+      assert.equal(await running.exited, exit, `${url}: ${running.stderr()}`)
+      assert.match(running.stderr(), told)
+    }
+  },
+)
+
+test('a redirect to what is no URL is told as it came', ENDS, async t => {
+  const url = await fakeServer(t, (req, res) => {
+    req.resume().once('end', () => res.writeHead(302, { location: 'http://[' }).end())
+  })
+  await assert.rejects(
+    push({ url, source: hello() }),
+    is('bad_answer', 9, /redirects to http:\/\/\[; push does not follow/),
+  )
+})
+
+test('options that cannot be are usage errors, of the library too', ENDS, async t => {
+  const { url } = await startServer(t)
+  const bad = [{ token: '' }, { token: 'a\nb' }, { type: 'a/b\r\nX: y' }, { type: 'text' }, { id: 'no/good' }]
+  for (const options of [...bad, { timeout: -1 }, { interval: Number.NaN }]) {
+    await assert.rejects(push({ url, source: hello(), ...options }), is('usage', 2), JSON.stringify(options))
+  }
+})
+
+test('a push that is over does not wait for a connection that is never made', ENDS, async t => {
+  // Its accept queue is full and nobody looks after it: what comes now is dropped without a word.
+  const script = `import socket, time
+s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(0)
+full = [socket.socket() for _ in range(4)]
+for each in full: each.setblocking(False); each.connect_ex(s.getsockname())
+print(s.getsockname()[1], flush=True); time.sleep(600)`
+  const child = spawn('python3', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+  t.after(() => child.kill('SIGKILL'))
+  const [port] = await once(child.stdout, 'data')
+  const began = performance.now()
+  const control = new AbortController()
+  const pushing = push({ url: `http://127.0.0.1:${Number(port)}/`, source: hello(), signal: control.signal })
+  control.abort()
+  await assert.rejects(pushing, is('interrupted', 130))
+  const running = uploadr(t, [
+    'push',
+    await file(t, 'x'),
+    '--url',
+    `http://127.0.0.1:${Number(port)}/`,
+    '--timeout',
+    '300ms',
+  ])
+  assert.equal(await running.exited, 4, running.stderr())
+  assert.match(running.stderr(), /no sign of life/)
+  // undici gives up on a connection after ten seconds: what ended before did not wait for that.
+  assert.ok(performance.now() - began < 9000)
+})
+
+test('what arrived is verified where a handler stores something else', ENDS, async t => {
+  const answer = (more: object) =>
+    fakeServer(t, (req, res) => {
+      req.resume().once('end', () => res.writeHead(201).end(receipt('HELLO, WORLD', more)))
+    })
+  const arrived = { size: 5, sha256: sha256(Buffer.from('hello')) }
+  const result = await push({ url: await answer({ arrived }), source: hello() })
+  assert.deepEqual([result.verified, result.size], [true, 5])
+  const unverified = await push({ url: await answer({ arrived: { size: 5 } }), source: hello() })
+  assert.equal(unverified.verified, false)
+  for (const wrong of [{ size: 6 }, { size: 5, sha256: 'f'.repeat(64) }]) {
+    await assert.rejects(
+      push({ url: await answer({ arrived: wrong }), source: hello() }),
+      is('digest_mismatch', 7),
+    )
+  }
+  for (const nonsense of ['5', { size: '5' }, { size: 5, sha256: 5 }]) {
+    await assert.rejects(
+      push({ url: await answer({ arrived: nonsense }), source: hello() }),
+      is('bad_answer', 9),
+    )
+  }
+})
+
+test('a name that is not UTF-8 is sent, made valid, and said', ENDS, async t => {
+  const { url, dir } = await startServer(t)
+  const folder = await tempDir(t)
+  for (const byte of [0xe9, 0xe8]) {
+    await writeFile(
+      Buffer.concat([Buffer.from(`${folder}/caf`), Buffer.from([byte]), Buffer.from('.txt')]),
+      `${byte}`,
+    )
+  }
+  const command = [process.execPath, BINARY, 'push', '--json', '--url', url]
+  const { code, stdout, stderr } = await run('sh', ['-c', 'exec "$@" caf*', 'sh', ...command], {
+    cwd: folder,
+  })
+  assert.equal(code, 0, stderr)
+  const results = stdout
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+  assert.deepEqual(
+    results.map(({ file }) => file),
+    ['caf\ufffd.txt', 'caf\ufffd.txt'],
+  )
+  const stored = await Promise.all(results.map(({ name }) => readFile(join(dir, name), 'utf8')))
+  assert.deepEqual(stored.sort(), ['232', '233'])
+  const source = await openFile(
+    Buffer.concat([Buffer.from(`${folder}/caf`), Buffer.from([0xe9]), Buffer.from('.txt')]),
+  )
+  assert.match((await push({ url, source })).why ?? '', /^its name is not UTF-8, name taken$/)
+})
+
+test('polls are asked of what takes its time, and only then', ENDS, async t => {
+  const seen: PushProgress[] = []
+  let polls = 0
+  const url = await fakeServer(t, (req, res) => {
+    if (req.method === 'GET') polls++
+    req.resume().once('end', () => res.writeHead(201).end(receipt('hello')))
+  })
+  await push({ url, source: hello(), interval: 60_000, onProgress: now => seen.push(now) })
+  assert.equal(polls, 0)
+  assert.equal(seen.at(-1)?.sent, seen.at(-1)?.size ?? seen.at(-1)?.sent)
+})
+
+test('directories and things that are not there are named', ENDS, async t => {
+  const folder = await tempDir(t)
+  await mkdir(join(folder, 'sub'))
+  await assert.rejects(openFile(join(folder, 'sub')), is('local_file', 3, /sub is a directory/))
+  await assert.rejects(openFile(Buffer.from(join(folder, 'none'))), is('local_file', 3, /none: no such file/))
+})
