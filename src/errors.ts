@@ -24,6 +24,7 @@ const TABLE = {
   too_slow: { status: 408, exit: 4, title: 'The client is too slow' },
   progress_id_in_use: { status: 409, exit: 6, title: 'Progress id in use' },
   name_taken: { status: 409, exit: 6, title: 'A file of that name exists' },
+  length_required: { status: 411, exit: 6, title: 'Length required' },
   body_too_large: { status: 413, exit: 6, title: 'The upload is too large' },
   fields_too_large: { status: 413, exit: 6, title: 'The form fields are too large' },
   part_head_too_large: { status: 413, exit: 6, title: 'The head of a part is too large' },
@@ -33,11 +34,13 @@ const TABLE = {
   type_not_allowed: { status: 415, exit: 6, title: 'Media type not accepted' },
   extension_not_allowed: { status: 415, exit: 6, title: 'File extension not accepted' },
   expectation_failed: { status: 417, exit: 6, title: 'Expectation failed' },
+  head_too_large: { status: 431, exit: 6, title: 'The head of the request is too large' },
   invalid_form: { status: 422, exit: 6, title: 'The form has errors' },
   // The server
   internal: { status: 500, exit: 9, title: 'Internal error' },
   handler_failed: { status: 500, exit: 9, title: 'An upload handler failed' },
   storage_failed: { status: 500, exit: 9, title: 'The upload could not be stored' },
+  not_implemented: { status: 501, exit: 6, title: 'Not implemented' },
   shutting_down: { status: 503, exit: 4, title: 'The server is shutting down' },
   // 429 is about one client's doing (RFC 6585, 4), 503 about everybody's.
   too_many_uploads_of_client: { status: 429, exit: 4, title: 'Too many uploads of this client' },

@@ -1,11 +1,11 @@
-import { type Server, STATUS_CODES } from 'node:http'
+import type { Server } from 'node:http'
 import type { Socket } from 'node:net'
 import { UploadError } from '../errors.ts'
 import type { Limits } from '../limits.ts'
 import { plural } from '../units.ts'
-import { problemOf } from './answer.ts'
+import { refuse } from './last-answer.ts'
 
-/** How long a refused connection may take to read why, in milliseconds, and how many may at once. */
+/** How long a refused connection may be silent while it reads why, in milliseconds, and how many may at once. */
 const FAREWELL_MS = 1000
 const FAREWELLS_MAX = 100
 
@@ -38,7 +38,7 @@ export function limitConnections(
       if (leaving >= FAREWELLS_MAX) return void socket.destroy()
       leaving++
       socket.once('close', () => leaving--)
-      return farewell(socket, error)
+      return refuse(socket, error, FAREWELL_MS)
     }
     total++
     open.set(from, own + 1)
@@ -50,21 +50,4 @@ export function limitConnections(
     })
     for (const listener of accept) listener.call(server, socket)
   })
-}
-
-/** There is no request to answer yet, so the answer is written by hand. */
-function farewell(socket: Socket, error: UploadError): void {
-  const body = problemOf(error)
-  const head = [
-    `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status]}`,
-    'Content-Type: application/problem+json',
-    `Content-Length: ${Buffer.byteLength(body)}`,
-    'Retry-After: 5',
-    'Connection: close',
-  ]
-  socket.on('error', () => {})
-  // Unread bytes would make the close a reset, which takes the answer with it.
-  socket.resume()
-  socket.end(`${head.join('\r\n')}\r\n\r\n${body}`)
-  setTimeout(() => socket.destroy(), FAREWELL_MS).unref()
 }

@@ -1,5 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { ProgressStore } from '../progress/store.ts'
+import { makeLast } from './last-answer.ts'
 
 /** Ten events a second at most. */
 const SAMPLE_MS = 100
@@ -43,6 +44,8 @@ export class ProgressEvents {
 
   /** Answers with a stream of its own, which ends with the upload, the client or `close`. */
   async answer(req: IncomingMessage, res: ServerResponse, id: string): Promise<void> {
+    // At once: what comes behind it, perhaps in the same read, would wait as long as the upload takes, and for nothing.
+    makeLast(res)
     // Before the head is sent: a store that fails is told by a status.
     const first = await this.#store.get(id)
     // The client may be gone by now; a response that is closed closes no second time.
@@ -59,6 +62,8 @@ export class ProgressEvents {
     const stream = new EventStream(res, () => this.#store.get(id), this.#options)
     this.#streams.add(stream)
     res.once('close', () => this.#streams.delete(stream))
+    // Whoever closes its half is taken for gone: a watcher has nothing to send, and would be noticed by the next event only.
+    req.socket.once('end', () => stream.end())
     stream.tell(first)
   }
 
@@ -98,7 +103,7 @@ class EventStream {
     this.#told = text
     const { state } = progress
     const forgotten = state === 'starting' && now - this.#since >= this.#options.starting
-    if (state === 'done' || state === 'error' || forgotten) this.#end()
+    if (state === 'done' || state === 'error' || forgotten) this.end()
   }
 
   async finish(): Promise<void> {
@@ -107,7 +112,7 @@ class EventStream {
     } catch {
       // What was told last has to do.
     }
-    this.#end()
+    this.end()
   }
 
   async #look(): Promise<void> {
@@ -118,7 +123,7 @@ class EventStream {
       this.tell(await this.#ask())
     } catch {
       // The client asks again, and is then answered with the failure.
-      this.#end()
+      this.end()
     } finally {
       this.#asking = false
     }
@@ -129,7 +134,7 @@ class EventStream {
     this.#toldAt = now
   }
 
-  #end(): void {
+  end(): void {
     clearInterval(this.#timer)
     if (!this.#res.writableEnded) this.#res.end()
   }

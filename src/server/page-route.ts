@@ -1,7 +1,7 @@
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http'
 import type { UploadError } from '../errors.ts'
 import type { Receipt } from '../protocol.ts'
-import { answer, type Headers } from './answer.ts'
+import { answer } from './answer.ts'
 import { Assets } from './assets.ts'
 import { csrfCookie, csrfToken, type Fields, newCsrfToken } from './csrf.ts'
 import { Flashes } from './flashes.ts'
@@ -13,6 +13,7 @@ import {
   renderForm,
   renderTokenNeeded,
 } from './page.ts'
+import { type Headers, headersOf } from './problem.ts'
 
 /** What a page shows again of a title that was refused, in UTF-16 units. */
 const TITLE_SHOWN_MAX = 1000
@@ -51,10 +52,11 @@ export class PageRoute {
     req: IncomingMessage,
     res: ServerResponse,
     error: UploadError,
-    headers: Headers,
+    more: Headers,
     form: Fields | undefined,
   ): void {
     const status = error.status || 500
+    const headers = { ...headersOf(error), ...more }
     const root = rootOf(req)
     const page = (body: string) =>
       answer(req, res, status, { type: HTML, body }, { ...PAGE_HEADERS, ...headers })

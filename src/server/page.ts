@@ -1,10 +1,10 @@
 import { type FieldError, type Receipt, TITLE_MAX } from '../protocol.ts'
 import { formatLimit, formatSizePlainly, plural } from '../units.ts'
 import type { KindRules } from '../upload/kinds.ts'
-import type { Headers } from './answer.ts'
 import type { Assets } from './assets.ts'
 import { CSRF_FIELD } from './csrf.ts'
 import { html, type Markup } from './html.ts'
+import type { Headers } from './problem.ts'
 
 /**
  * Nothing inline, nothing from elsewhere, no frame around it. `same-origin` is the strictest referrer

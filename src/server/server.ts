@@ -15,6 +15,7 @@ import { type Awaitable, DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from
 import { hiddenFolder, LocalStorage } from '../storage/local.ts'
 import type { OnConflict, StagedFile, Storage } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
+import { formatSize } from '../units.ts'
 import { admission } from '../upload/admission.ts'
 import { withArrivals } from '../upload/arrivals.ts'
 import { hasArrived } from '../upload/body.ts'
@@ -25,18 +26,20 @@ import { ALL_KINDS, type KindRules, kinds } from '../upload/kinds.ts'
 import { memory } from '../upload/memory.ts'
 import { checkHandler } from '../upload/plugin.ts'
 import { progress } from '../upload/progress.ts'
-import { announced, type FieldMemory, RequestUpload, receive } from '../upload/receiver.ts'
+import { announced, cutShort, type FieldMemory, RequestUpload, receive } from '../upload/receiver.ts'
 import { space } from '../upload/space.ts'
-import { CHALLENGES, checkToken, type Scheme } from './access.ts'
-import { answer, answerJson, answerProblem, isTooLate } from './answer.ts'
+import { checkToken, type Scheme } from './access.ts'
+import { answer, answerJson, answerProblem } from './answer.ts'
 import { ASSETS } from './assets.ts'
 import { wantsPage } from './browser.ts'
 import { limitConnections } from './connections.ts'
 import { checkPost, type Fields } from './csrf.ts'
 import { ProgressEvents } from './events.ts'
 import { KnownNames } from './known-names.ts'
+import { isLast, isLingering, isTooLate, lingerAfter, makeLast, refuse } from './last-answer.ts'
 import { WELCOME } from './page.ts'
 import { PageRoute } from './page-route.ts'
+import type { Headers } from './problem.ts'
 import { answerProgress, progressIdOf } from './progress-route.ts'
 
 export interface ServerOptions {
@@ -247,9 +250,13 @@ export class UploadServer {
     this.#http = http.createServer({
       // A steady upload may take all day; silence is watched for by the receiver.
       requestTimeout: 0,
+      // Its own answer to a request without one would not linger.
+      requireHostHeader: false,
       headersTimeout,
       connectionsCheckingInterval: Math.max(100, Math.min(5000, headersTimeout / 2)),
     })
+    // node's own way with a client that closes its half behind its request is to close the other, unanswered.
+    Object.assign(this.#http, { httpAllowHalfOpen: true })
     limitConnections(this.#http, this.#limits, (error, from) => {
       this.#log.warn('connection refused', { from, code: error.code })
     })
@@ -263,6 +270,8 @@ export class UploadServer {
     // The same, but the body is only sent once it is asked for.
     this.#http.on('checkContinue', (req, res) => void this.#handle(req, res, () => res.writeContinue()))
     this.#http.on('checkExpectation', (req, res) => void this.#handle(req, res))
+    // Without a listener node would close the connection without a word.
+    this.#http.on('connect', (req, socket) => this.#refuseTunnel(req, socket as net.Socket))
     this.#http.on('clientError', (error, socket) => this.#refuseBrokenRequest(error, socket as net.Socket))
   }
 
@@ -330,8 +339,9 @@ export class UploadServer {
   }
 
   async #handle(req: IncomingMessage, res: ServerResponse, sendContinue?: () => void): Promise<void> {
-    if (isTooLate(req)) return void req.resume()
+    if (isTooLate(res)) return
     this.#answers.set(req.socket, res)
+    if (!res.shouldKeepAlive) makeLast(res)
     const started = performance.now()
     // Not to be had any more once the client has left.
     const from = req.socket.remoteAddress
@@ -342,6 +352,7 @@ export class UploadServer {
       noted.scheme = this.#checkToken(req, path)
       // Whoever sends it as Bearer has it in hand: no page that a browser was led to.
       if (noted.scheme !== 'bearer') this.#names.check(req)
+      checkFraming(req)
       checkExpectation(req)
       await this.#route(req, res, path, new URLSearchParams(search), noted, sendContinue)
     } catch (thrown) {
@@ -351,11 +362,7 @@ export class UploadServer {
       if (error.status >= 500 && error.status !== 503) {
         this.#log.error(error.message, { cause: describe(error.cause) })
       }
-      const headers = {
-        ...(error.status === 401 && { 'WWW-Authenticate': CHALLENGES }),
-        ...((error.status === 429 || error.status === 503) && { 'Retry-After': '5' }),
-        ...(error.status === 405 && { Allow: allowed(path) }),
-      }
+      const headers: Headers = error.status === 405 ? { Allow: allowed(path) } : {}
       if (wantsPage(req)) this.#page.answerError(req, res, error, headers, noted.form)
       else answerProblem(req, res, error, headers)
       // The client left before an answer could be sent; the log tells what it would have been.
@@ -531,24 +538,72 @@ export class UploadServer {
     })
   }
 
-  /** A request that is no HTTP, or whose head took too long. node has no answer object for it. */
-  #refuseBrokenRequest(error: NodeJS.ErrnoException, socket: net.Socket): void {
-    // What follows a whole request, a stray line end say, does not take its answer away.
-    const res = this.#answers.get(socket)
-    if (res && hasArrived(res.req) && !res.writableEnded) {
-      res.shouldKeepAlive = false
-      return
+  /** CONNECT: node hands over the connection, and no answer object. */
+  #refuseTunnel(req: IncomingMessage, socket: net.Socket): void {
+    let error = new UploadError('method_not_allowed', 'CONNECT is not allowed here')
+    try {
+      this.#checkToken(req, '')
+    } catch (thrown) {
+      error = UploadError.from(thrown)
     }
-    // A client that left within a body: the upload's own line tells of it.
-    const left = error.code === 'ECONNRESET' || error.code === 'HPE_INVALID_EOF_STATE'
-    if (left || !socket.writable) return void socket.destroy()
-    const status = { HPE_HEADER_OVERFLOW: 431, ERR_HTTP_REQUEST_TIMEOUT: 408 }[error.code ?? ''] ?? 400
-    this.#log.info('request', { from: socket.remoteAddress, status, code: error.code })
-    socket.end(
-      `HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`,
-    )
-    socket.destroySoon()
+    this.#log.info('request', {
+      from: socket.remoteAddress,
+      method: 'CONNECT',
+      status: error.status,
+      code: error.code,
+    })
+    refuse(socket, error)
   }
+
+  /** A request that is no HTTP, or breaks off, or whose head took too long. node has no answer object for it. */
+  #refuseBrokenRequest(thrown: ParserError, socket: net.Socket): void {
+    if (isLingering(socket)) return
+    if (thrown.code === 'ECONNRESET' || !socket.writable) return void socket.destroy()
+    const error = brokenRequest(thrown)
+    const res = this.#answers.get(socket)
+    if (!res || (res.writableEnded && !isLast(res))) {
+      this.#log.info('request', {
+        from: socket.remoteAddress,
+        status: error.status,
+        code: error.code,
+        detail: error.message,
+      })
+      return refuse(socket, error)
+    }
+    // What follows a whole request, a stray line end say, does not take its answer away; nor does a body that breaks off.
+    lingerAfter(res)
+    const { req } = res
+    if (hasArrived(req)) return void socket.pause()
+    for (const { incoming } of this.#running.values()) {
+      if (incoming.req !== req) continue
+      const { upload } = incoming
+      upload.abort(thrown.code === CUT_SHORT ? cutShort(req, upload) : error)
+    }
+  }
+}
+
+interface ParserError extends NodeJS.ErrnoException {
+  /** What node's parser says of it, in words of its own. */
+  reason?: string
+}
+
+/** The parser's code for a client that has closed its half within a request. */
+const CUT_SHORT = 'HPE_INVALID_EOF_STATE'
+
+function brokenRequest({ code, reason = '' }: ParserError): UploadError {
+  if (code === 'HPE_HEADER_OVERFLOW') {
+    return new UploadError(
+      'head_too_large',
+      `the request's head is larger than ${formatSize(http.maxHeaderSize)}`,
+    )
+  }
+  if (code === 'ERR_HTTP_REQUEST_TIMEOUT')
+    return new UploadError('idle_timeout', "the request's head took too long")
+  if (code === CUT_SHORT) return new UploadError('bad_request', 'the request ends before its head does')
+  // Other codings than chunked are told by name where they come alone.
+  const isCoding = code === 'HPE_INVALID_TRANSFER_ENCODING' && !reason.includes('Content-Length')
+  if (isCoding) return new UploadError('not_implemented', 'the Transfer-Encoding is another than chunked')
+  return new UploadError('bad_request', `the request cannot be read: ${reason || code}`)
 }
 
 /** The methods of a path, for `Allow`; empty where there is nothing. */
@@ -569,6 +624,24 @@ function targetOf({ url = '/' }: IncomingMessage): { path: string; search: strin
   const mark = target.indexOf('?')
   if (mark < 0) return { path: target || '/', search: '' }
   return { path: target.slice(0, mark) || '/', search: target.slice(mark + 1) }
+}
+
+/** RFC 9112, 3.2 and 6.1: one Host, and of codings none but chunked. */
+function checkFraming({ headers, httpVersion, rawHeaders }: IncomingMessage): void {
+  let hosts = 0
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i] as string
+    if (name.length === 4 && name.toLowerCase() === 'host') hosts++
+  }
+  if (hosts > 1 || (hosts === 0 && httpVersion === '1.1')) {
+    throw new UploadError('bad_request', `the request has ${hosts === 0 ? 'no' : 'more than one'} Host`)
+  }
+  const coding = headers['transfer-encoding']
+  if (coding === undefined || coding.toLowerCase() === 'chunked') return
+  throw new UploadError(
+    'not_implemented',
+    `the Transfer-Encoding ${coding.slice(0, 100)} is another than chunked`,
+  )
 }
 
 /** RFC 9110, 10.1.1: what cannot be met is refused, and 100-continue is all there is. An empty list expects nothing. */

@@ -183,7 +183,7 @@ class DirectBody extends Body {
   #filling: NodeJS.Timeout | undefined
   #isDue = false
   #stopped = false
-  #dropped: { heard: (bytes: number) => void; ended: () => void } | undefined
+  #isDropping = false
 
   constructor(req: IncomingMessage, size: number, counted: (bytes: number) => void) {
     super(counted)
@@ -196,9 +196,9 @@ class DirectBody extends Body {
     return this.#left === 0
   }
 
-  /** Reads on to the body's end for nobody. */
-  drop(heard: (bytes: number) => void, ended: () => void): void {
-    this.#dropped = { heard, ended }
+  /** Reads on for nobody. */
+  drop(): void {
+    this.#isDropping = true
     this.#socket.resume()
   }
 
@@ -243,13 +243,13 @@ class DirectBody extends Body {
 
   /** Where the next read may write. */
   readonly #room = (): Buffer => {
-    if (this.#dropped || this.#left === 0) return waste
+    if (this.#isDropping || this.#left === 0) return waste
     return this.#block.subarray(this.#filled)
   }
 
   /** Told of every read; false for no more of them. */
   readonly #onRead = (bytes: number): boolean => {
-    if (this.#dropped) return this.#drop(bytes)
+    if (this.#isDropping) return true
     if (this.#stopped) return false
     // More than its length is nobody's: the connection closes after this request.
     const own = Math.min(bytes, this.#left)
@@ -260,13 +260,6 @@ class DirectBody extends Body {
     if (this.#filled > this.#blockSize - ROOM_MIN) this.#changeBlock()
     this.#pump()
     return this.#waitingBlocks.length < WAITING_MAX
-  }
-
-  #drop(bytes: number): boolean {
-    this.#left -= Math.min(bytes, this.#left)
-    this.#dropped?.heard(bytes)
-    if (this.#left === 0) this.#dropped?.ended()
-    return true
   }
 
   #changeBlock(): void {
@@ -345,14 +338,15 @@ export function isReusable(req: IncomingMessage): boolean {
   return !direct.has(req)
 }
 
-/** Reads the rest of a body for nobody. `heard` is told of its bytes. */
-export function dropRest(req: IncomingMessage, heard: (bytes: number) => void, ended: () => void): void {
-  const body = direct.get(req)
-  if (body) return body.drop(heard, ended)
-  req.on('data', (chunk: Buffer) => heard(chunk.length))
-  req.once('end', ended)
-  req.on('error', () => {})
-  req.resume()
+/** Reads for nobody what still comes on a connection: the rest of a request's body, and what is behind it. */
+export function dropRest(socket: Socket, req?: IncomingMessage): void {
+  const body = req && direct.get(req)
+  if (body) return body.drop()
+  // What makes node's parser let go of the connection. It alone can start a connection again that it has stopped.
+  const take = () => void socket.removeAllListeners('data').on('data', () => {})
+  if (!socket.isPaused()) return take()
+  socket.once('resume', take)
+  socket.resume()
 }
 
 interface OnRead {

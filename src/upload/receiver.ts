@@ -99,7 +99,7 @@ export async function receive(
   const reception = new Reception(req, upload, options)
   // Neither event comes again where the client left, or the server gave up, while handlers were thinking.
   if (upload.aborted) throw upload.aborted
-  if (req.destroyed) throw clientGone(upload)
+  if (req.destroyed) throw cutShort(req, upload)
   return reception.run()
 }
 
@@ -108,6 +108,12 @@ export function announced(limits: Pick<Limits, 'body'>): UploadHandler {
   return {
     name: 'announced',
     begin({ size, headers }) {
+      if (size === undefined && headers['transfer-encoding'] === undefined) {
+        throw new UploadError(
+          'length_required',
+          'the request says nothing of a body: neither Content-Length nor Transfer-Encoding',
+        )
+      }
       if (size !== undefined && size > limits.body) throw bodyTooLarge(limits.body, size)
       const range = headers['content-range']
       // RFC 9110, 14.5: for a method that defines no use of it, a piece would be taken for the whole.
@@ -211,7 +217,7 @@ class Reception implements FormListener {
     const { limits } = this.#options
     req.on('error', noop)
     req.once('close', () => {
-      if (!hasArrived(req)) this.#body.fail(clientGone(this.#upload))
+      if (!hasArrived(req) && !this.#body.hasFailed) this.#body.fail(cutShort(req, this.#upload))
     })
     this.#upload.onAbort = error => this.#body.fail(error)
     if (limits.idle > 0) this.#watchClient(limits)
@@ -386,9 +392,12 @@ function tooSlow(rate: number, minRate: number, over: number): UploadError {
   return new UploadError('too_slow', `the client sent ${rates}`)
 }
 
-function clientGone({ received, size }: Upload): UploadError {
-  const of = size === undefined ? '' : ` of ${size}`
-  return new UploadError('truncated_body', `the client left after ${received}${of} bytes`)
+/** The error of a body that ends, or whose client leaves, before all of it is there. */
+export function cutShort(req: IncomingMessage, upload: RequestUpload): UploadError {
+  // What node holds has arrived, though nobody has asked for it.
+  upload.received += req.readableLength
+  const of = upload.size === undefined ? '' : ` of ${upload.size}`
+  return new UploadError('truncated_body', `the client left after ${upload.received}${of} bytes`)
 }
 
 function noop(): void {}
