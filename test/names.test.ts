@@ -51,6 +51,20 @@ test('names, as clients send them', async t => {
     ['filename* rather than continuations', `filename*0="a"; filename*=utf-8''b.txt`, 'b.txt'],
     ['continuations rather than filename', `filename="a"; filename*0="b"; filename*1=".txt"`, 'b.txt'],
     ['filename beside broken continuations', `filename="a.txt"; filename*0*=nope''b`, 'a.txt'],
+    [
+      'a backslash that the plain name has not',
+      `filename="back_slash.txt"; filename*=UTF-8''back%5Cslash.txt`,
+      'back\\slash.txt',
+    ],
+    ['one at the end', `filename="trail_"; filename*=UTF-8''trail%5C`, 'trail\\'],
+    ['and a folder before it', `filename="a_b"; filename*=UTF-8''..%2F..%2Fa%5Cb`, 'a\\b'],
+    ['a path in filename* alone', `filename*=UTF-8''C%3A%5Cdir%5Ca.txt`, 'a.txt'],
+    ['a path in both', `filename="C:\\dir\\a.txt"; filename*=UTF-8''C%3A%5Cdir%5Ca.txt`, 'a.txt'],
+    [
+      'a path in both, as .NET sends it',
+      `filename="=?utf-8?B?${base64('C:\\dir\\Ü.txt')}?="; filename*=utf-8''C%3A%5Cdir%5C%C3%9C.txt`,
+      'Ü.txt',
+    ],
     ['a backslash at the end, as browsers send it', 'filename="a.txt\\"; x=y', 'file.bin'],
   ]
   for (const [row, parameters, name] of rows) {

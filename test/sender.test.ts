@@ -714,3 +714,53 @@ test('directories and things that are not there are named', ENDS, async t => {
   await assert.rejects(openFile(join(folder, 'sub')), is('local_file', 3, /sub is a directory/))
   await assert.rejects(openFile(Buffer.from(join(folder, 'none'))), is('local_file', 3, /none: no such file/))
 })
+
+test('names arrive as they are, and where they cannot, why is said', ENDS, async t => {
+  const { url, dir } = await startServer(t)
+  const folder = await tempDir(t)
+  const names = [
+    'trail\\',
+    'back\\slash.txt',
+    '..\\..\\up.txt',
+    'C:\\dir\\x.txt',
+    '\\',
+    '100%22.txt',
+    'a%0Ab.txt',
+    'a%5Cb.txt',
+    '100%.txt',
+    'quote"d.txt',
+    "it's *.txt",
+    '=?utf-8?B?w5w=?=.txt',
+    'semi;colon=1.txt',
+    'Übung — 字.txt',
+    '👩\u200d🚀.png',
+    '.hidden',
+    '-dash',
+  ]
+  for (const name of names) await writeFile(join(folder, name), name)
+  const args = ['push', '--json', '--url', url, '--', ...names]
+  const running = uploadr(t, args, { cwd: folder })
+  assert.equal(await running.exited, 0, running.stderr())
+  for (const [i, line] of running.stdout().trim().split('\n').entries()) {
+    const { name, sentAs, why } = JSON.parse(line)
+    assert.deepEqual([name, sentAs, why], [names[i], names[i], undefined])
+  }
+  assert.deepEqual(await published(dir), [...names].sort())
+  for (const name of names) assert.equal(await readFile(join(dir, name), 'utf8'), name)
+
+  // What no name on our server has. The text is for people, and on one line.
+  const odd = ['line\nend.txt', ' blank.txt ', 'bell\x07.txt', `${'x'.repeat(250)}.txtx`]
+  const told = [
+    String.raw`line\u000aend.txt stored as lineend.txt (name cleaned)`,
+    ' blank.txt  stored as blank.txt (name cleaned)',
+    String.raw`bell\u0007.txt stored as bell.txt (name cleaned)`,
+  ]
+  for (const name of odd) await writeFile(join(folder, name), name)
+  const cleaned = uploadr(t, ['push', '--url', url, ...odd.slice(0, 3), '100%22.txt'], { cwd: folder })
+  assert.equal(await cleaned.exited, 0, cleaned.stderr())
+  const lines = cleaned.stdout().split('\n')
+  for (const [i, text] of told.entries()) assert.ok(lines[i]?.startsWith(`${text}: `), lines[i])
+  assert.match(lines[3] ?? '', /^100%22\.txt stored as 100%22_\w{7}\.txt \(name taken\): /)
+  const long = streamSource(Readable.from([Buffer.from('x')]), `${'x'.repeat(300)}.txt`)
+  assert.equal((await push({ url, source: long })).why, 'name shortened')
+})

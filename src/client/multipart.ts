@@ -23,12 +23,31 @@ export function multipartFrame(
   }
   before +=
     `--${boundary}\r\nContent-Disposition: form-data; name="${escapeName(file.field)}"; ` +
-    `filename="${escapeName(file.name)}"\r\nContent-Type: ${file.type}\r\n\r\n`
+    `${fileName(file.name)}\r\nContent-Type: ${file.type}\r\n\r\n`
   return {
     contentType: `multipart/form-data; boundary=${boundary}`,
     before: Buffer.from(before),
     after: Buffer.from(`\r\n--${boundary}--\r\n`),
   }
+}
+
+/** What `filename` cannot say: it has no escape for its own escapes, and to some a backslash is one, to others a folder's end. */
+const NOT_PLAIN = /["\\\x00-\x1f\x7f]|%(?:22|0[ad])|=\?/i
+/** RFC 8187, 3.2.1: what stands for itself, as bytes. */
+const ATTR_CHAR = /[\w!#$&+.^`|~-]/
+
+/**
+ * A file's name. `filename*` has it exactly (RFC 8187), and stands where it is needed: RFC 7578, 4.2 would
+ * rather not see it, and servers read it all the same. The `filename` beside it is for those that do not. It
+ * has no backslash, and so tells our own server that one in the other is no folder's end.
+ */
+function fileName(name: string): string {
+  if (!NOT_PLAIN.test(name)) return `filename="${name}"`
+  const bytes = Array.from(Buffer.from(name), byte => {
+    const character = String.fromCharCode(byte)
+    return ATTR_CHAR.test(character) ? character : `%${byte.toString(16).toUpperCase().padStart(2, '0')}`
+  })
+  return `filename="${escapeName(name.replaceAll('\\', '_'))}"; filename*=UTF-8''${bytes.join('')}`
 }
 
 /**

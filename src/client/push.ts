@@ -426,7 +426,7 @@ class Transfer {
 
   /** A gateway that gave up on the server says nothing of what the server did. */
   async #behindGateway({ status, text }: Answer): Promise<UploadError | undefined> {
-    const own = (status === 502 || status === 504) && problemOf(text)?.code === undefined
+    const own = status >= 500 && problemOf(text)?.code === undefined
     return own ? this.#verdict(await this.#ask(), `a gateway answered HTTP ${status}`) : undefined
   }
 

@@ -36,13 +36,15 @@ function cutBytes(text: string, bytes: number): string {
   return cut
 }
 
+const SEPARATORS = process.platform === 'win32' ? /[/\\\0]/ : /[/\0]/
+
 /** True for a name that is one plain component of a path, and nothing else. */
 export function isPlainName(name: string): boolean {
   return (
     name !== '' &&
     name !== '.' &&
     name !== '..' &&
-    !/[/\\\0]/.test(name) &&
+    !SEPARATORS.test(name) &&
     Buffer.byteLength(name) <= NAME_MAX_BYTES
   )
 }

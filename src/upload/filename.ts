@@ -20,11 +20,11 @@ const TELLING = new RegExp(
 
 /**
  * The base name of what a client calls its file, by Django's rules but cut by UTF-8 bytes: the part after the last
- * `/` or `\`, without what is invisible and without blanks around it, at most 255 bytes with the extension kept.
+ * `/` or, unless the name has it, `\`, without what is invisible and without blanks around it, at most 255 bytes with the extension kept.
  * Undefined for names that mean no file: '', '.' and '..'.
  */
-export function cleanFileName(sent: string): string | undefined {
-  const name = trimBlanks(visible(sent.replace(/^.*[/\\]/s, '')))
+export function cleanFileName(sent: string, hasBackslash = false): string | undefined {
+  const name = trimBlanks(visible(sent.replace(hasBackslash ? /^.*\//s : /^.*[/\\]/s, '')))
   return name === '' || name === '.' || name === '..' ? undefined : fitName(name)
 }
 

@@ -10,6 +10,8 @@ export interface PartHead {
   readonly name: string
   /** As it was sent, decoded, and to be cleaned before it is used; undefined for none. */
   readonly filename: string | undefined
+  /** Whether a backslash in it is one of the name's characters, and ends no folder's name. */
+  readonly hasBackslash: boolean
   /** The media type, in lower case and without parameters. */
   readonly type: string
   /** The whole Content-Type, its bytes one a character; empty for none. */
@@ -67,7 +69,7 @@ export function readPartHead(header: PartHeader, { charset, within }: HeadPlace,
   // Within a part it is `attachment` or `file` (RFC 2388, 4.2), and the field's name stands outside.
   if (kind !== 'form-data' && !within) return refuse(`has the disposition ${kind}, not form-data`)
   const name = within?.name ?? nameOf(parameters, charset, refuse)
-  const filename = fileNameOf(parameters, charset, refuse)
+  const { filename, hasBackslash } = fileNameOf(parameters, charset, refuse)
 
   const contentType = first('content-type') ?? ''
   const type = contentType === '' ? 'text/plain' : mediaType(contentType)
@@ -86,7 +88,15 @@ export function readPartHead(header: PartHeader, { charset, within }: HeadPlace,
   if (isForm && digests)
     return refuse('has a digest, which is compared for each file, not for several in one part')
   return {
-    ...{ kind: isForm ? 'files' : isFile ? 'file' : 'field', name, filename, type, contentType, digests },
+    ...{
+      kind: isForm ? 'files' : isFile ? 'file' : 'field',
+      name,
+      filename,
+      hasBackslash,
+      type,
+      contentType,
+      digests,
+    },
     charset: charsetOf(contentType),
   }
 }
@@ -135,20 +145,26 @@ function readDisposition(value: string): Map<string, string> | undefined {
   return parameters
 }
 
-/** The best name there is: a good `filename` counts where a `filename*` beside it is broken. */
+/**
+ * The best name there is: a good `filename` counts where a `filename*` beside it is broken. Who sends a path sends
+ * it in both; where the plain one has no backslash, the other's is a character (`push` sends `back\slash.txt` so).
+ */
 function fileNameOf(
   parameters: Map<string, string>,
   charset: string | undefined,
   refuse: Refuse,
-): string | undefined {
+): Pick<PartHead, 'filename' | 'hasBackslash'> {
   const extended = parameters.get('filename*')
   const best = (extended === undefined ? undefined : decodeExtended(extended)) ?? continued(parameters)
-  if (best !== undefined) return best
-  const plain = parameters.get('filename')
+  const sent = parameters.get('filename')
   // Where nothing says what the bytes are, the name is kept as far as it can be read.
-  if (plain !== undefined) return textOf(plain, charset) ?? Buffer.from(plain, 'latin1').toString()
+  const plain = sent && (textOf(sent, charset) ?? Buffer.from(sent, 'latin1').toString())
+  if (best !== undefined) {
+    return { filename: best, hasBackslash: plain !== undefined && plain !== '' && !plain.includes('\\') }
+  }
   const isSent = [...parameters.keys()].some(key => key.startsWith('filename*'))
-  return isSent ? refuse('has a filename* that cannot be read, and no filename') : undefined
+  if (plain === undefined && isSent) return refuse('has a filename* that cannot be read, and no filename')
+  return { filename: plain, hasBackslash: false }
 }
 
 /** RFC 2231, 3 and 4.1: `filename*0`, `filename*1*` and so on, one after the other. */

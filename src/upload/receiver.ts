@@ -267,7 +267,7 @@ class Reception implements FormListener {
     }
     const length = Buffer.byteLength(head.filename ?? '')
     if (length > nameBytes) throw nameTooLong(length, nameBytes)
-    const name = cleanFileName(head.filename ?? '')
+    const name = cleanFileName(head.filename ?? '', head.hasBackslash)
     if (name !== undefined) return this.#begin(head, name)
     // What a browser sends for an input left alone, and no file; unless bytes come.
     this.#nameless = head
