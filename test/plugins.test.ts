@@ -1,5 +1,6 @@
 /** Handlers of the user's own: codes of their own, and names that nobody would read. */
 import assert from 'node:assert/strict'
+import { EventEmitter } from 'node:events'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'node:test'
@@ -184,6 +185,10 @@ const MISNAMED: Record<string, [options: object, message: string]> = {
     { handlers: [{ name: 'x', opne() {} }] },
     'handlers[0]: opne is not known; the nearest is open',
   ],
+  'a method of an object without a prototype': [
+    { handlers: [Object.assign(Object.create(null), { name: 'x', onOpen() {} })] },
+    'handlers[0]: onOpen is not known; the nearest is open',
+  ],
   'anything of a plain object': [
     { handlers: [memory(), { name: 'x', onFile() {} }] },
     'handlers[1]: onFile is not known; the nearest is name',
@@ -213,7 +218,7 @@ for (const [what, [options, message]] of Object.entries(MISNAMED)) {
 }
 
 test('names of a handler’s own: in a class any but a method’s misspelt, in an object those that begin with _', async t => {
-  class Counting {
+  class Counting extends EventEmitter {
     name = 'counting'
     files = 0
     #limit = 10

@@ -1,7 +1,7 @@
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { UploadError } from '../errors.ts'
-import { edits, type NamesOf, nearest, unknownName } from '../names.ts'
+import { edits, type NamesOf, unknownName } from '../names.ts'
 import type { UploadHandler } from './handler.ts'
 
 type Method = Exclude<keyof UploadHandler, 'name'>
@@ -16,9 +16,6 @@ const METHODS = Object.keys({
 
 /** `close` is what the built-in disk handler has for whoever made it. */
 const NAMES: readonly string[] = ['name', ...METHODS, 'close']
-
-/** So many edits away from a method's name, another name is one mistyped: `opne`, `completed`. */
-const MISTYPED = 2
 
 /**
  * A user's handler: the default export of an ES module, an UploadHandler or a function that makes
@@ -57,12 +54,17 @@ export function checkHandler(where: string, handler: unknown): asserts handler i
     const value = (handler as UploadHandler)[method]
     if (value !== undefined && typeof value !== 'function') throw fail(`${method} is not a function`)
   }
-  const plain = Object.getPrototypeOf(Object.getPrototypeOf(handler) ?? {}) === null
+  const prototype = Object.getPrototypeOf(handler)
+  const isPlain = prototype === null || Object.getPrototypeOf(prototype) === null
   for (const name of namesOf(handler)) {
     if (NAMES.includes(name) || name.startsWith('_')) continue
-    const near = edits(name, String(nearest(name, METHODS))) <= MISTYPED
-    if (plain || near) throw unknownName(where, name, NAMES)
+    if (isPlain || METHODS.some(method => isMistyped(name, method))) throw unknownName(where, name, NAMES)
   }
+}
+
+/** `opne`, `completed`; not `on`, which is as near to `open` as it is short. */
+function isMistyped(name: string, method: string): boolean {
+  return edits(name, method) <= method.length / 4
 }
 
 /** An object's own names and those of its classes. */
