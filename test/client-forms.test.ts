@@ -212,6 +212,10 @@ test('curl: what is no form is told what it is, not that it ended early', async 
   const form = ['-H', 'Content-Type: multipart/form-data; boundary=BOUNDARY', '--data-binary', '@form.gz']
   const cases: Record<string, [args: string[], status: number, words: RegExp]> = {
     compressed: [['-H', 'Content-Encoding: gzip', ...form], 415, /gzip/],
+    'no length at all': [
+      ['-X', 'POST', '-H', 'Content-Type: multipart/form-data; boundary=BOUNDARY'],
+      ...[411, /length/i],
+    ],
     'another boundary': [form, 400, /boundary.*never/],
     'a piece of a file': [
       ['-H', 'Content-Range: bytes 0-17/100', '-F', 'title=t', '-F', 'file=@a.txt'],
