@@ -214,7 +214,8 @@ test('curl: what is no form is told what it is, not that it ended early', async 
     compressed: [['-H', 'Content-Encoding: gzip', ...form], 415, /gzip/],
     'no length at all': [
       ['-X', 'POST', '-H', 'Content-Type: multipart/form-data; boundary=BOUNDARY'],
-      ...[411, /length/i],
+      411,
+      /length/i,
     ],
     'another boundary': [form, 400, /boundary.*never/],
     'a piece of a file': [

@@ -348,8 +348,9 @@ for (const [name, client] of Object.entries(CLIENTS)) {
   test(`${name} as a client`, async t => {
     const [command, ...args] = client.probe
     if ((await run(command, args)).code !== 0 && !IN_CI) return t.skip(`${name} is not installed`)
-    // The live upload stays live however long the others take.
-    const at = await startServer(t, { token: TOKEN, limits: { body: LIMIT, idle: 0 } })
+    // The live upload stays live, and the stored one is remembered, however long the others take.
+    const limits = { body: LIMIT, idle: 0 }
+    const at = await startServer(t, { token: TOKEN, limits, progressTtl: 3_600_000 })
     const folder = await tempDir(t)
     const small = join(folder, 'small.bin')
     const large = join(folder, 'large.bin')
