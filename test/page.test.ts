@@ -426,6 +426,15 @@ test(
   },
 )
 
+test('empty files, where the server takes them', options, async t => {
+  const server = await start(t, [], { allowEmpty: true })
+  const page = await visit(t, server)
+  await page.setInputFiles('#file', [file('empty.txt', ''), file('void.txt', '')])
+  await page.click('#send')
+  await reach(page, 'stored', 2)
+  assert.deepEqual(await published(server.dir), ['empty.txt', 'void.txt'])
+})
+
 test('an extension that is not accepted: its rule is the server’s', options, async t => {
   const server = await start(t, [], { kinds: { allowExtensions: ['tar', '.Gz'] } })
   const page = await visit(t, server)

@@ -67,6 +67,7 @@ const PLAIN_TYPES: Record<string, string> = {
   'video/*': 'videos',
   'audio/*': 'sound',
   'text/*': 'text',
+  'application/pdf': 'PDF',
 }
 
 /** What a chooser offers. It takes what is of any of them, so both lists together would offer too much. */

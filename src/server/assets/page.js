@@ -135,6 +135,7 @@ function update() {
     const ready = those(isReady).length
     const text = showAll(all)
     const active = all.some(isActive)
+    form.classList.toggle('listed', all.length > 0)
     send.textContent = ready > 0 ? `Upload ${plural(ready, 'file')}` : active ? 'Uploading…' : 'Upload'
     send.setAttribute('aria-disabled', ready === 0 && active)
     // Of one that failed its reason was said.
