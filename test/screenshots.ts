@@ -1,4 +1,4 @@
-/** Renews docs/screenshots: the page in its states, light and dark, on a desk and on a phone. */
+/** Renews docs/screenshots: the page in its states, light and dark, on a desk and on a phone. Then: `pngquant --ext .png --force 128`. */
 import { mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import { join } from 'node:path'
