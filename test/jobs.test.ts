@@ -151,6 +151,29 @@ test('Ctrl-Z gives the terminal back, bg draws nothing, fg draws anew', async t 
   assert.doesNotMatch(terminal.raw(), /\x1b(?:[78]|\[[su]|\[\?(?:25|7)[hl])/)
 })
 
+for (const away of ['stopped', 'in the background']) {
+  test(`a terminal that becomes narrower while the push is ${away}: it is drawn within the new width`, async t => {
+    const { url, reached } = await gated(t)
+    const terminal = shell(t)
+    terminal.press(`${PUSH} ${await aFile(t)} --url ${url}\r`)
+    await reached
+    await shows(terminal, BAR)
+    terminal.press('\x1a')
+    await shows(terminal, /Stopped/)
+    if (away !== 'stopped') {
+      terminal.press('bg; clear\r')
+      await shows(terminal, /^> ?$/m)
+    }
+    terminal.press('clear\r')
+    terminal.resize(50)
+    terminal.press('fg\r')
+    await shows(terminal, BAR)
+    const drawn = terminal.screen().filter(line => line.includes('░'))
+    assert.equal(drawn.length, 1)
+    assert.ok((drawn[0] as string).length < 50 && /%/.test(drawn[0] as string), drawn[0])
+  })
+}
+
 test('a push in the background draws nothing from the start, and tells how it ended', async t => {
   const { url, dir, reached, open, polled } = await gated(t)
   const terminal = shell(t)

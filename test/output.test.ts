@@ -171,12 +171,20 @@ for (const format of ['text', 'json']) {
 }
 
 test('no secret is repeated: mistyped options, options that are refused', async t => {
+  const here = await aFile(t)
   const cases: [args: string[], env?: Record<string, string>][] = [
     [['push', '--tokne=hunter2', 'file']],
     [['push', "--tokne=it's=hunter2", 'file']],
     [['push', '-thunter2', 'file']],
     [['--token=hunter2', 'push', 'file']],
     [['serve', '--tokens=hunter2']],
+    [['push', '--url', 'http://x:hunter2@host:99999/', here]],
+    [['push', '--url', 'x:hunter2@host', here]],
+    [['push', '--url', 'ftp://x:hunter2@host/', here]],
+    [['push', here], { UPLOADR_URL: 'http://x:hunter2@ho st/' }],
+    [['push', '--token', 'hunter2\n', here]],
+    [['push', here], { UPLOADR_TOKEN: 'hunter2日' }],
+    [['push', '--url', 'http://x:hunter2@host/', '--token', 'hunter2', here]],
     [['push', 'file'], { UPLOADR_TOKNE: 'hunter2' }],
   ]
   for (const [args, env = {}] of cases) {
@@ -255,9 +263,11 @@ test('--progress json: every line is JSON, and the last says how it ended', asyn
 
 test('the JSON of results and errors has the fields that the README and the page name, and no others', async t => {
   const { url } = await startServer(t)
-  const running = uploadr(t, ['push', await aFile(t), '/nothing', '--json', '--url', url])
+  // The second time its name is taken, and there is a reason for its other one.
+  const file = await aFile(t)
+  const running = uploadr(t, ['push', file, file, '/nothing', '--json', '--url', url])
   assert.equal(await running.exited, 8)
-  const [stored, failed] = jsonLines(running.stdout())
+  const [, stored, failed] = jsonLines(running.stdout())
   const [, section = ''] = (await readFile(join(ROOT, 'README.md'), 'utf8')).split('\n### JSON\n')
   const documented = Array.from(section.split('\n```')[0]?.matchAll(/^\| `(\w+)` \| (\w+) \|/gm) ?? [])
   const named = (...where: string[]) =>
@@ -305,7 +315,7 @@ test('a file that is stored under another name is told so, and why; several end 
     (await push(one, '--name', long))[0] ?? '',
     /^n{300}\.txt stored as n{251}\.txt \(name shortened\): /,
   )
-  assert.match((await push(one, '--name', long))[0] ?? '', /\(name shortened, and taken\): /)
+  assert.match((await push(one, '--name', long))[0] ?? '', /\(name shortened, name taken\): /)
   const cleaned = await push(one, '--name', 'a\u202eb.txt')
   assert.match(cleaned[0] ?? '', /^a\\u202eb\.txt stored as ab\.txt \(name cleaned\): /)
   const some = uploadr(t, ['push', one, '/nothing', '--url', url, '--progress', 'none'])

@@ -158,7 +158,7 @@ async function pushOne(
   const source = await openSource(host, path)
   const name = options.name ?? source.name
   const reporter = await makeReporter(host, out, name, options)
-  const release = onStop(host, () => out.erase())
+  const release = onStop(host, () => out.leave())
   try {
     const { id } = options
     return await sender.push({

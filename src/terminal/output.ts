@@ -33,6 +33,8 @@ export class Output {
   readonly #color: boolean
   /** The columns that the live line was drawn for; 0 while none has been. */
   #drawnFor = 0
+  /** Whether the terminal has been another's since the last drawing. */
+  #away = false
   #unwritten: NodeJS.ErrnoException | undefined
 
   constructor({
@@ -92,11 +94,20 @@ export class Output {
    * A job in the background draws nothing.
    */
   draw(line: LiveLine): void {
-    if (!isForeground()) return
+    if (!isForeground()) {
+      this.#away = true
+      return
+    }
+    if (this.#away) {
+      // Of a new size only the foreground is told (SIGWINCH), and whoever asks: the next drawing has it.
+      this.#away = false
+      process.kill(process.pid, 'SIGWINCH')
+      return
+    }
     const [before, colored, after] = line.map(part => this.shown(part)) as [string, string, string]
     const painted = this.#color && colored !== '' ? `${COLOR}${colored}${PLAIN}` : colored
     // What a terminal of another width made of the old line is in the cursor's line and below.
-    const clear = this.#drawnFor === this.columns ? '' : CLEAR_BELOW
+    const clear = this.#drawnFor > 0 && this.#drawnFor !== this.columns ? CLEAR_BELOW : ''
     this.#drawnFor = this.columns
     this.#stderr.write(`\r${clear}${before}${painted}${after}${CLEAR_RIGHT}\r`)
   }
@@ -105,6 +116,12 @@ export class Output {
   erase(): void {
     const clear = this.#clear(this.#stderr)
     if (clear) this.#stderr.write(clear)
+  }
+
+  /** Takes the live line away, and the terminal is another's for a while. */
+  leave(): void {
+    this.erase()
+    this.#away = true
   }
 
   #print(stream: OutputStream, text: string): void {
