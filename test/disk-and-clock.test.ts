@@ -3,22 +3,20 @@ import assert from 'node:assert/strict'
 import { mkdir, readFile, stat, utimes, writeFile } from 'node:fs/promises'
 import type net from 'node:net'
 import { join } from 'node:path'
-import { type TestContext, test } from 'node:test'
+import { test } from 'node:test'
 import { Workspace } from '../src/storage/workspace.ts'
+import { faults } from './fixtures/faults.ts'
 import {
   assertStored,
   connect,
   getProgress,
-  IN_CI,
   multipart,
   post,
   published,
-  ROOT,
   type Running,
   randomFile,
   readAnswer,
   records,
-  run,
   serve,
   TITLE,
   tempDir,
@@ -35,29 +33,6 @@ const SMALL = randomFile(1000)
 const LARGE = randomFile(20 * MIB)
 const SMALL_FORM = multipart([TITLE, file(SMALL)])
 const LARGE_FORM = multipart([TITLE, file(LARGE)])
-
-interface Faults {
-  /** Environment of a program that is to meet them. */
-  env: Record<string, string>
-  /** From now on these, and no others. */
-  set(...lines: string[]): Promise<void>
-}
-
-/** Undefined, and the test skipped, where there is no compiler. */
-async function faults(t: TestContext): Promise<Faults | undefined> {
-  const folder = await tempDir(t)
-  const [library, control] = [join(folder, 'faults.so'), join(folder, 'faults')]
-  const source = join(ROOT, 'test/fixtures/faults.c')
-  const { code, stderr } = await run('gcc', ['-shared', '-fPIC', '-O1', '-o', library, source])
-  if (code !== 0) {
-    assert.ok(!IN_CI, `CI must be able to compile: ${stderr}`)
-    t.skip(`gcc cannot compile what makes system calls fail: ${stderr.trim()}`)
-    return undefined
-  }
-  const set = (...lines: string[]) => writeFile(control, `${lines.join('\n')}\n`)
-  await set()
-  return { env: { LD_PRELOAD: library, FAULTS: control }, set }
-}
 
 type Served = Running & { url: string; dir: string }
 
@@ -305,5 +280,5 @@ test('the clock, set back: the folder of a server that cannot be seen from here 
   await mkdir(elsewhere)
   const inAnHour = new Date(Date.now() + 3600e3)
   await utimes(elsewhere, inAnHour, inAnHour)
-  assert.deepEqual(await Workspace.abandoned(parent), [])
+  assert.deepEqual(await mine.abandoned(), [])
 })

@@ -149,16 +149,6 @@ test('EMFILE: no descriptor left, and again some', async t => {
 })
 
 test('a directory removed under a running server', async t => {
-  await t.test('the one of stored files: refused, nothing half, and the server lives', async t => {
-    const { url, dir, child, exited } = await serve(t, ['--memory-max', '0', '--no-fsync'])
-    await rm(dir, { recursive: true })
-    await assertFailed(url, FORM, 'handler_failed', 500)
-    await assertFailed(url, multipart([TITLE, file(randomFile(3_000_000))]), 'handler_failed', 500)
-    assert.deepEqual(await published(dir), [])
-    assert.equal((await fetch(new URL('healthz', url))).status, 200)
-    child.kill('SIGTERM')
-    assert.equal(await exited, 0)
-  })
   await t.test('the one of temporary files, in the middle of an upload', async t => {
     const tmp = join(await tempDir(t), 'tmp')
     const { url, dir } = await serve(t, ['--tmp', tmp, '--memory-max', '100kb', '--no-fsync'])

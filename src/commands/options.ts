@@ -38,6 +38,15 @@ export function integer(min: number, max: number) {
   }
 }
 
+/** Permissions in octal that let the owner read and write. */
+export function fileMode(text: string): number {
+  const mode = /^0?[0-7]{3}$/.test(text) ? Number.parseInt(text, 8) : 0
+  if ((mode & 0o600) !== 0o600) {
+    throw new InvalidArgumentError(`"${text}" is not a mode such as 0644 that lets the owner read and write.`)
+  }
+  return mode
+}
+
 export function text(value: string): string {
   if (value === '') throw new InvalidArgumentError('It is empty.')
   return value

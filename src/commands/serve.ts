@@ -8,12 +8,13 @@ import { DEFAULT_LIMITS, MEMORY_MAX, MEMORY_TOTAL, PART_HEAD_MAX } from '../limi
 import { createLogger, type LogFormat, type Logger } from '../log.ts'
 import { DEFAULT_HOST, DEFAULT_PORT } from '../protocol.ts'
 import type { ServerOptions, UploadServer } from '../server/server.ts'
-import { ON_CONFLICT, type OnConflict } from '../storage/storage.ts'
+import { FILE_MODE, ON_CONFLICT, type OnConflict } from '../storage/storage.ts'
 import type { Output } from '../terminal/output.ts'
 import { formatSize } from '../units.ts'
 import type { UploadHandler } from '../upload/handler.ts'
 import {
   duration,
+  fileMode,
   type Host,
   integer,
   list,
@@ -31,6 +32,7 @@ interface ServeOptions {
   dir: string
   tmp?: string
   onConflict: OnConflict
+  mode: number
   fsync: boolean
   sha256: boolean
   memoryMax: number
@@ -76,6 +78,7 @@ export function serveCommand(host: Host, out: Output): Command {
     .addOption(option('--dir <path>', 'where stored files live', text).default('./uploads'))
     .addOption(option('--tmp <path>', 'where temporary files are made (default: inside --dir)', text))
     .addOption(option('--on-conflict <how>', 'when a name is taken').choices(ON_CONFLICT).default('rename'))
+    .addOption(option('--mode <mode>', 'permissions of stored files', fileMode).default(FILE_MODE, '0644'))
     .addOption(option('--no-fsync', 'answer before what was stored is safe on disk'))
     .addOption(option('--no-sha256', 'compute no digests; clients cannot verify then'))
     .addOption(bytes('--memory-max <size>', 'largest request kept in memory', MEMORY_MAX))
@@ -207,10 +210,21 @@ function serverOptions(
   token: string | undefined,
   log: Logger,
 ): ServerOptions {
-  const { dir, tmp, onConflict, fsync, sha256, memoryMax, memoryTotal } = options
+  const { dir, tmp, onConflict, mode, fsync, sha256, memoryMax, memoryTotal } = options
   const { headerTimeout, progressTtl, progressMax } = options
   return {
-    ...{ dir, onConflict, fsync, sha256, memoryMax, memoryTotal, headerTimeout, progressTtl, progressMax },
+    ...{
+      dir,
+      onConflict,
+      mode,
+      fsync,
+      sha256,
+      memoryMax,
+      memoryTotal,
+      headerTimeout,
+      progressTtl,
+      progressMax,
+    },
     ...(tmp !== undefined && { tmp }),
     ...(token !== undefined && { token }),
     handlers,

@@ -6,7 +6,7 @@ import net, { type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { UploadError } from '../errors.ts'
-import { DEFAULT_LIMITS, type Limits, MEMORY_TOTAL } from '../limits.ts'
+import { DEFAULT_LIMITS, type Limits, MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
 import { checkNames, type NamesOf } from '../names.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
@@ -19,7 +19,7 @@ import { formatSize } from '../units.ts'
 import { admission } from '../upload/admission.ts'
 import { withArrivals } from '../upload/arrivals.ts'
 import { hasArrived } from '../upload/body.ts'
-import { disk } from '../upload/disk.ts'
+import { disk, tryDisk } from '../upload/disk.ts'
 import { checkForm, keptFields } from '../upload/form.ts'
 import { compose, type UploadHandler } from '../upload/handler.ts'
 import { ALL_KINDS, type KindRules, kinds } from '../upload/kinds.ts'
@@ -49,6 +49,8 @@ export interface ServerOptions {
   tmp?: string
   /** `rename` by default. */
   onConflict?: OnConflict
+  /** Permissions of stored files, 0o644 by default; their owner has to be let read and write. */
+  mode?: number
   /** Everything stored is on disk before the answer. True by default. */
   fsync?: boolean
   /** Compute the SHA-256 of every file, for the receipt and the record. True by default. */
@@ -94,6 +96,7 @@ const OPTIONS: NamesOf<ServerOptions> = {
   dir: true,
   tmp: true,
   onConflict: true,
+  mode: true,
   fsync: true,
   sha256: true,
   memoryMax: true,
@@ -137,12 +140,20 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
       fsync,
       log,
       ...(options.onConflict && { onConflict: options.onConflict }),
+      ...(options.mode !== undefined && { mode: options.mode }),
     }))
-  const tmp = options.tmp ?? join(hiddenFolder(dir), 'tmp')
-  for (const path of await Workspace.abandoned(tmp)) {
+  const workspace = await Workspace.create(options.tmp ?? join(hiddenFolder(dir), 'tmp'))
+  for (const path of await workspace.abandoned()) {
     await rm(path, { recursive: true, force: true })
     log.info('removed the temporary files of a dead server', { path })
   }
+  const syncs = await tryDisk(workspace.path, fsync).catch(async error => {
+    await workspace.remove()
+    await storage.close?.()
+    throw new UploadError('cannot_serve', `temporary files cannot be made: ${error.code}`, { cause: error })
+  })
+  if (!syncs)
+    log.warn('the file system of --tmp is without', { what: 'files synced to disk, but for their copies' })
   const limits = { ...DEFAULT_LIMITS, ...options.limits }
   const page = await PageRoute.open({
     welcome: options.welcome ?? WELCOME,
@@ -152,8 +163,7 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
     nameMax: limits.nameBytes,
     kinds: { ...ALL_KINDS, ...options.kinds },
   })
-  const workspace = await Workspace.create(tmp)
-  return new UploadServer(options, storage, workspace, page, log)
+  return new UploadServer({ ...options, fsync: fsync && syncs }, storage, workspace, page, log)
 }
 
 /** What of an answer goes into the access log beside the request's own facts. */
@@ -226,7 +236,10 @@ export class UploadServer {
         ...(options.progressMax !== undefined && { max: options.progressMax }),
       })
     this.#events = new ProgressEvents(this.#progress)
-    this.#disk = disk({ dir: workspace.path, fsync: options.fsync ?? true, sha256: options.sha256 ?? true })
+    const health = () => this.#health()
+    this.#disk = disk({
+      ...{ dir: workspace.path, fsync: options.fsync ?? true, sha256: options.sha256 ?? true, health },
+    })
     const memoryOptions = {
       sha256: options.sha256 ?? true,
       ...(options.memoryMax !== undefined && { max: options.memoryMax }),
@@ -237,9 +250,8 @@ export class UploadServer {
       announced(this.#limits),
       admission(this.#limits),
       space({
-        tmp: workspace.path,
-        dir: options.storage ? undefined : (options.dir ?? './uploads'),
-        ...this.#limits,
+        ...{ tmp: workspace.path, storage, health, ...this.#limits },
+        memoryMax: options.memoryMax ?? MEMORY_MAX,
       }),
       kinds({ ...ALL_KINDS, ...options.kinds }),
       ...withArrivals(options.handlers ?? [], options.sha256 ?? true),
@@ -373,6 +385,11 @@ export class UploadServer {
     else res.once('close', log)
   }
 
+  /** Why nothing can be stored, or undefined. Folders that have gone are made anew where that is safe. */
+  async #health(): Promise<string | undefined> {
+    return (await this.#storage.health?.()) ?? this.#workspace.health()
+  }
+
   /** Throws `unauthorized`. Probes have no token: that the server is there is what everybody may know. */
   #checkToken(req: IncomingMessage, path: string): Scheme | undefined {
     const { token } = this.#options
@@ -394,8 +411,10 @@ export class UploadServer {
     if (req.method === 'OPTIONS') return answer(req, res, 204, undefined, { Allow: allowed(path) })
     if (!isReading(req)) throw new UploadError('method_not_allowed', `${req.method} is not allowed here`)
     if (path === ROUTES.upload) return this.#page.answerForm(req, res)
-    if (path === ROUTES.health)
-      return answerJson(req, res, this.#draining ? 503 : 200, { ok: !this.#draining })
+    if (path === ROUTES.health) {
+      const why = this.#draining ? 'shutting down' : await this.#health()
+      return answerJson(req, res, why === undefined ? 200 : 503, { ok: why === undefined, why })
+    }
     if (path === ROUTES.metrics) return answer(req, res, 200, this.#metrics())
     if (this.#page.answerAsset(req, res, path)) return
     if (path.startsWith(`${ASSETS}/`)) throw nothingAt(path)

@@ -1,15 +1,24 @@
-import fs, { constants, type Stats } from 'node:fs'
-import { copyFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, readdir, stat } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { UploadError } from '../errors.ts'
 import { type Logger, silentLogger } from '../log.ts'
 import type { StoredFile } from '../protocol.ts'
 import { DirectorySync } from './directory-sync.ts'
-import { exists, linkNew } from './link.ts'
-import { alternativeName, isPlainName } from './name.ts'
+import { Ground } from './ground.ts'
+import { exists, look } from './link.ts'
+import { isPlainName } from './name.ts'
+import { type Conflict, nameTaken, Publication } from './publication.ts'
 import { recover } from './recovery.ts'
-import type { OnConflict, StagedFile, Storage, UploadFacts, UploadRecord } from './storage.ts'
-import { makeFolder, Workspace } from './workspace.ts'
+import {
+  FILE_MODE,
+  type OnConflict,
+  type StagedFile,
+  type Storage,
+  type UploadFacts,
+  type UploadRecord,
+} from './storage.ts'
+import { makeFolder, Workspace, why } from './workspace.ts'
 
 export interface LocalStorageOptions {
   /** Where published files live, by their names. Made where it is missing. */
@@ -18,10 +27,13 @@ export interface LocalStorageOptions {
   onConflict?: OnConflict
   /** Sync data, names and record to disk before `publish` resolves. True by default. */
   fsync?: boolean
+  /** Permissions of the files, 0o644 by default; their owner has to be let read and write. */
+  mode?: number
   log?: Logger
 }
 
-const FILE_MODE = 0o644
+/** What a directory says that cannot be synced: on CIFS, and some made with FUSE. */
+const NO_SYNC = new Set(['EINVAL', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EBADF', 'EACCES', 'EPERM', 'EISDIR'])
 
 /** The hidden folder in `dir` that holds records and work in progress. */
 export function hiddenFolder(dir: string): string {
@@ -33,6 +45,12 @@ export function recordsFolder(dir: string): string {
   return join(hiddenFolder(dir), 'records')
 }
 
+interface Syncs {
+  files: DirectorySync
+  records: DirectorySync
+  staging: DirectorySync
+}
+
 /**
  * Files in a local directory. An upload is published in these steps, so that a crash between any two
  * of them can be completed or undone by the next start (recovery.ts):
@@ -42,7 +60,7 @@ export function recordsFolder(dir: string): string {
  *     the upload will be completed, whatever happens;
  *  3. every file is linked to its final name. link(2) fails where the name exists: nothing is overwritten;
  *  4. KEY.json moves to the records, and both directories are synced;
- *  5. the staged links are removed.
+ *  5. who watches the directory is told of each file, and the staged links are removed.
  *
  * What waits for the disk, syncs and copies, is asynchronous. Everything else changes a directory or a
  * small file in the page cache, takes microseconds on a local file system and is called in place, as
@@ -50,81 +68,127 @@ export function recordsFolder(dir: string): string {
  */
 export class LocalStorage implements Storage {
   readonly name = 'local'
-  readonly #dir: string
-  readonly #records: string
+  readonly folder: string
+  readonly #ground: Ground
   readonly #staging: Workspace
   readonly #onConflict: OnConflict
-  readonly #fsync: boolean
-  readonly #keepsMode: boolean
+  readonly #log: Logger
   /** Names the next record; with the workspace's name and the time it is like no other. */
   #count = 0
-  /** The directories of files, records and staging; absent without fsync. */
-  readonly #syncs: { files: DirectorySync; records: DirectorySync; staging: DirectorySync } | undefined
+  /** Absent without fsync, and where directories cannot be synced. */
+  readonly #syncs: Syncs | undefined
 
   private constructor(
-    dir: string,
+    ground: Ground,
     staging: Workspace,
     options: LocalStorageOptions,
-    syncs: { files: DirectorySync; records: DirectorySync; staging: DirectorySync } | undefined,
+    syncs: Syncs | undefined,
   ) {
-    this.#dir = dir
-    this.#records = recordsFolder(dir)
+    this.folder = ground.dir
+    this.#ground = ground
     this.#staging = staging
     this.#onConflict = options.onConflict ?? 'rename'
-    this.#fsync = options.fsync ?? true
-    this.#keepsMode = keepsMode(staging.path)
+    this.#log = options.log ?? silentLogger
     this.#syncs = syncs
   }
 
   /** Makes the directory where needed, completes or clears what a dead server left in it, and opens it. */
   static async open(options: LocalStorageOptions): Promise<LocalStorage> {
+    const { fsync = true, mode = FILE_MODE, log = silentLogger } = options
+    if ((mode & 0o600) !== 0o600) throw new Error('the mode of files has to let their owner read and write')
     const dir = resolve(options.dir)
-    const hidden = hiddenFolder(dir)
     const records = recordsFolder(dir)
-    const parent = join(hidden, 'staging')
-    await makeFolder(dir)
-    // Links in their places would lead out of the directory.
-    await makeFolder(hidden, { mode: 0o700, own: true })
-    for (const folder of [records, parent]) await makeFolder(folder, { own: true })
-    for (const path of await Workspace.abandoned(parent)) {
-      // Of several servers starting at once, one recovers.
-      const staging = await Workspace.adopt(path)
-      if (staging) await recover({ dir, records, staging, log: options.log ?? silentLogger })
+    await makeFolders(dir)
+    const staging = await Workspace.create(stagingFolder(dir))
+    try {
+      const ground = new Ground({ dir, records, staging: staging.path, mode, fsync })
+      const syncs = fsync ? await openSyncs(dir, records, staging.path) : undefined
+      const without = [...ground.without, ...(fsync && !syncs ? ['names synced to disk'] : [])]
+      if (without.length > 0)
+        log.warn('the file system of --dir is without', { dir, what: without.join('; ') })
+      for (const path of await staging.abandoned())
+        await recover({ ground, path, syncs: syncs !== undefined, log })
+      return new LocalStorage(ground, staging, options, syncs)
+    } catch (error) {
+      await staging.removeIfEmpty()
+      throw error
     }
-    const staging = await Workspace.create(parent)
-    if (options.fsync === false) return new LocalStorage(dir, staging, options, undefined)
-    return new LocalStorage(dir, staging, options, {
-      files: await DirectorySync.open(dir),
-      records: await DirectorySync.open(records),
-      staging: await DirectorySync.open(staging.path),
-    })
   }
 
-  /** With `reject`, a taken name is refused before its bytes arrive. */
+  /** A name that the disk has no likeness of, and with `reject` a taken one, is refused before its bytes arrive. */
   accepts(name: string): void {
-    if (this.#onConflict === 'reject' && exists(join(this.#dir, name))) throw nameTaken(name)
+    const stored = this.#ground.names.fit(name)
+    if (this.#onConflict !== 'reject') return
+    const there = look(join(this.folder, stored))
+    if (there) throw nameTaken(stored, there.isDirectory() ? 'folder' : 'file')
   }
 
   async publish(upload: UploadFacts, files: readonly StagedFile[]): Promise<StoredFile[]> {
-    const publication = new Publication(this.#staging.path, this.#records, this.#count++, upload, files)
+    let publication: Publication | undefined
     try {
+      publication = this.#begin(upload, files)
       await this.#stage(publication, files)
-      if (this.#syncs) await this.#syncs.staging.sync()
-      for (const [i, file] of publication.stored.entries()) await this.#giveName(publication, i, file)
-      fs.renameSync(publication.intent, publication.record)
+      await this.#syncs?.staging.sync()
+      for (const i of publication.stored.keys()) {
+        await publication.giveName(i, this.#conflict(publication), () => this.#syncs?.staging.sync())
+      }
+      try {
+        publication.keepRecord()
+      } catch (error) {
+        await this.#mend(error)
+        publication.keepRecord()
+      }
       if (this.#syncs) await Promise.all([this.#syncs.files.sync(), this.#syncs.records.sync()])
     } catch (error) {
-      publication.undo()
+      publication?.undo()
       throw UploadError.from(error, 'storage_failed', 'storing the upload')
     }
+    publication.announce()
     publication.clear()
     return publication.stored
+  }
+
+  async used(): Promise<number> {
+    const sizes = await Promise.all([this.folder, this.#ground.records].map(sizeOfFiles))
+    return sizes.reduce((total, size) => total + size, 0)
+  }
+
+  async health(): Promise<string | undefined> {
+    try {
+      // As long as the staging folder is there, by its name like no other, so is the place.
+      const device = look(this.#staging.path) ? undefined : this.#staging.device
+      if (await makeFolders(this.folder, device)) {
+        this.#log.warn('made folders again that were gone', { dir: this.folder })
+      }
+      const why = await this.#staging.health()
+      if (why !== undefined) return why
+      for (const folder of [this.folder, this.#ground.records])
+        await access(folder, constants.W_OK | constants.X_OK)
+      return undefined
+    } catch (error) {
+      return why(error)
+    }
   }
 
   /** Closes the directories. Work of publications still running stays for the next start to recover. */
   async close(): Promise<void> {
     await this.#staging.removeIfEmpty()
-    if (this.#syncs) await Promise.all(Object.values(this.#syncs).map(sync => sync.close()))
+    await closeSyncs(this.#syncs)
+  }
+
+  #begin(upload: UploadFacts, files: readonly StagedFile[]): Publication {
+    if (!files.every(file => isPlainName(file.name))) {
+      throw new UploadError('storage_failed', 'a file name is not a plain name')
+    }
+    const time = upload.time.toISOString()
+    // Names of records sort by time; the staging folder's random end tells servers apart, the count uploads.
+    const key = `${time.replace(/[-:.]/g, '')}-${this.#staging.path.slice(-12)}-${this.#count++}`
+    const { id, title, from, fields, contentDigest } = upload
+    const document: UploadRecord = { id, title, time, from, files: [] }
+    if (fields) document.fields = fields
+    if (contentDigest !== undefined) document.contentDigest = contentDigest
+    for (const file of files) document.files.push(describe(file, this.#ground.names.fit(file.name)))
+    return new Publication(this.#ground, this.#staging.path, key, document)
   }
 
   /** Steps 1 and 2: the files and the record in the staging folder, whole and synced. */
@@ -134,207 +198,94 @@ export class LocalStorage implements Storage {
     )
     // Not before all have come to their end: what is still being written cannot be taken back.
     for (const result of results) if (result.status === 'rejected') throw result.reason
-    await this.#writeIntent(publication)
+    if (this.#onConflict === 'replace') publication.noteReplaced()
+    await publication.writeRecord()
   }
 
   async #stageFile(file: StagedFile, target: string): Promise<void> {
-    if (!isPlainName(file.name)) throw new UploadError('storage_failed', 'a file name is not a plain name')
-    if (file.path === undefined) {
-      await this.#writeWhole(target, file.bytes ?? new Uint8Array())
-      return
+    const { path, bytes = new Uint8Array(), durable = false } = file
+    const stage = () => {
+      return path === undefined ? this.#ground.write(target, bytes) : this.#ground.take(path, target, durable)
     }
-    let synced = file.durable === true
     try {
-      fs.renameSync(file.path, target)
+      await stage()
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error
-      await copyFile(file.path, target, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE)
-      synced = false
-    }
-    fs.chmodSync(target, FILE_MODE)
-    if (this.#fsync && !synced) await syncAndClose(fs.openSync(target, 'r'))
-  }
-
-  /** Again where a name turned out to be taken: then the intent is replaced in one step. */
-  async #writeIntent(publication: Publication): Promise<void> {
-    const record = Buffer.from(`${JSON.stringify(publication.document)}\n`)
-    if (!publication.committed) {
-      publication.committed = true
-      return this.#writeWhole(publication.intent, record)
-    }
-    const replacement = `${publication.intent}.new`
-    await this.#writeWhole(replacement, record)
-    fs.renameSync(replacement, publication.intent)
-    await this.#syncs?.staging.sync()
-  }
-
-  /** A new file with these bytes, synced where that is promised. */
-  async #writeWhole(path: string, bytes: Uint8Array): Promise<void> {
-    const fd = fs.openSync(path, 'wx', FILE_MODE)
-    try {
-      for (let at = 0; at < bytes.length; ) at += fs.writeSync(fd, bytes, at)
-      // The process's umask may have taken bits away that the file is promised to have.
-      if (!this.#keepsMode) fs.fchmodSync(fd, FILE_MODE)
-    } catch (error) {
-      fs.closeSync(fd)
-      throw error
-    }
-    if (this.#fsync) await syncAndClose(fd)
-    else fs.closeSync(fd)
-  }
-
-  /** Step 3 for one file. */
-  async #giveName(publication: Publication, i: number, file: StoredFile): Promise<void> {
-    const staged = publication.staged(i)
-    // Replacing is for files of other uploads: two of one upload are both wanted.
-    const replace = this.#onConflict === 'replace' && !publication.stored.slice(0, i).some(isNamed(file.name))
-    for (let tries = 0; tries < 100; tries++) {
-      const target = join(this.#dir, file.name)
-      try {
-        if (replace) publication.replace(staged, target)
-        else publication.link(staged, target)
-        return
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-        if (this.#onConflict === 'reject' || replace) throw nameTaken(file.name)
-      }
-      file.name = alternativeName(file.sentAs)
-      await this.#writeIntent(publication)
-    }
-    throw nameTaken(file.sentAs)
-  }
-}
-
-/** One upload on its way to its names, and how to take it back. */
-class Publication {
-  readonly document: UploadRecord
-  readonly intent: string
-  readonly record: string
-  committed = false
-  readonly #base: string
-  readonly #undo: (() => void)[] = []
-  readonly #backups: string[] = []
-
-  constructor(
-    staging: string,
-    records: string,
-    count: number,
-    upload: UploadFacts,
-    files: readonly StagedFile[],
-  ) {
-    const time = upload.time.toISOString()
-    // Names of records sort by time; the staging folder's random end tells servers apart, the count uploads.
-    const key = `${time.replace(/[-:.]/g, '')}-${staging.slice(-12)}-${count}`
-    this.#base = `${staging}/${key}`
-    this.intent = `${this.#base}.json`
-    this.record = `${records}/${key}.json`
-    this.document = {
-      id: upload.id,
-      title: upload.title,
-      time,
-      from: upload.from,
-      ...(upload.fields && { fields: upload.fields }),
-      ...(upload.contentDigest !== undefined && { contentDigest: upload.contentDigest }),
-      files: files.map(({ field, name, size, type, sha256, handler, arrived, contentDigest }) => ({
-        ...{ field, name, sentAs: name, size, type, ...(sha256 !== undefined && { sha256 }), handler },
-        ...(arrived && { arrived }),
-        ...(contentDigest !== undefined && { contentDigest }),
-      })),
+      await this.#mend(error)
+      await stage()
     }
   }
 
-  get stored(): StoredFile[] {
-    return this.document.files
+  /** Makes a folder again that an error says is gone; throws where it is another error, or that cannot be. */
+  async #mend(error: unknown): Promise<void> {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    const why = await this.health()
+    if (why !== undefined) throw new UploadError('storage_failed', `nothing can be stored: ${why}`)
   }
 
-  staged(i: number): string {
-    return `${this.#base}.${i}`
-  }
-
-  link(staged: string, target: string): void {
-    const moved = linkNew(staged, target)
-    this.#undo.push(() => ifStill(moved ?? fs.lstatSync(staged), target, () => fs.unlinkSync(target)))
-  }
-
-  /** The old file keeps a second link until the upload is published, so that a failure can bring it back. */
-  replace(staged: string, target: string): void {
-    const backup = `${staged}.old`
-    const ours = fs.lstatSync(staged)
-    try {
-      fs.linkSync(target, backup)
-      this.#backups.push(backup)
-      this.#undo.push(() => ifStill(ours, target, () => fs.renameSync(backup, target)))
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      // link(2) of a directory is EPERM: a file cannot replace it.
-      if (code !== 'ENOENT' && fs.lstatSync(target, { throwIfNoEntry: false })?.isDirectory()) {
-        throw Object.assign(new Error('a directory'), { code: 'EEXIST' })
-      }
-      if (code === 'ENOENT') this.#undo.push(() => ifStill(ours, target, () => fs.unlinkSync(target)))
+  #conflict(publication: Publication): Conflict {
+    return (there, i) => {
+      if (this.#onConflict === 'rename') return 'vary'
+      const { name } = publication.stored[i] as StoredFile
+      const isOurs = publication.isOurs(there)
+      // Replacing is for files of other uploads: two of one upload are both wanted.
+      if (this.#onConflict === 'replace' && !there.isDirectory()) return isOurs ? 'vary' : 'replace'
+      if (isOurs) throw new UploadError('name_taken', `the upload has two files named ${name}`)
+      throw nameTaken(name, there.isDirectory() ? 'folder' : 'file')
     }
-    fs.renameSync(staged, target)
-  }
-
-  /** Takes every name back and removes every trace. Best effort: what cannot be undone now, recovery completes. */
-  undo(): void {
-    for (const step of this.#undo.reverse()) attempt(step)
-    remove(this.record)
-    // Before what it names: an intent whose files are gone could not be completed.
-    remove(this.intent)
-    remove(`${this.intent}.new`)
-    this.clear()
-  }
-
-  /** Removes what was only needed on the way. */
-  clear(): void {
-    for (const i of this.stored.keys()) remove(this.staged(i))
-    for (const backup of this.#backups) remove(backup)
   }
 }
 
-function isNamed(name: string): (file: StoredFile) => boolean {
-  return file => file.name === name
+/** A file as the record tells of it. Written out: spreading objects took as long as two calls of the file system. */
+function describe(file: StagedFile, name: string): StoredFile {
+  const { field, name: sentAs, size, type, sha256, handler, arrived, contentDigest } = file
+  const stored: StoredFile =
+    sha256 === undefined
+      ? { field, name, sentAs, size, type, handler }
+      : { field, name, sentAs, size, type, sha256, handler }
+  if (arrived) stored.arrived = arrived
+  if (contentDigest !== undefined) stored.contentDigest = contentDigest
+  return stored
 }
 
-/** Another upload may have replaced the file in the meantime: that one is not ours to take away. */
-function ifStill(ours: Stats, target: string, act: () => void): void {
-  const there = fs.lstatSync(target)
-  if (there.ino === ours.ino && there.dev === ours.dev) act()
+function stagingFolder(dir: string): string {
+  return join(hiddenFolder(dir), 'staging')
 }
 
-function nameTaken(name: string): UploadError {
-  return new UploadError('name_taken', `a file named ${name} is stored already`)
+/** The folders that are there as long as any server is; true where one was missing. */
+async function makeFolders(dir: string, device?: number): Promise<boolean> {
+  const [hidden, inside] = [hiddenFolder(dir), [recordsFolder(dir), stagingFolder(dir)]]
+  const isMissing = ![dir, hidden, ...inside].every(exists)
+  const options = device === undefined ? {} : { device }
+  await makeFolder(dir, options)
+  // Links in their places would lead out of the directory.
+  await makeFolder(hidden, { ...options, mode: 0o700, own: true })
+  for (const folder of inside) await makeFolder(folder, { ...options, own: true })
+  return isMissing
 }
 
-function syncAndClose(fd: number): Promise<void> {
-  return new Promise((resolve, reject) => {
-    fs.fdatasync(fd, error => {
-      // What is on disk stays there, whatever close says; and nobody could catch what it throws here.
-      attempt(() => fs.closeSync(fd))
-      if (error) reject(error)
-      else resolve()
-    })
-  })
-}
-
-function attempt(act: () => void): void {
+async function openSyncs(dir: string, records: string, staging: string): Promise<Syncs | undefined> {
+  let files: DirectorySync | undefined
   try {
-    act()
-  } catch {}
-}
-
-function remove(path: string): void {
-  attempt(() => fs.unlinkSync(path))
-}
-
-/** Whether a file made in `folder` has the mode it was asked to have, whatever the umask. */
-function keepsMode(folder: string): boolean {
-  const path = join(folder, 'mode')
-  const fd = fs.openSync(path, 'wx', FILE_MODE)
-  try {
-    return (fs.fstatSync(fd).mode & 0o777) === FILE_MODE
-  } finally {
-    fs.closeSync(fd)
-    fs.unlinkSync(path)
+    files = await DirectorySync.open(dir)
+    await files.sync()
+  } catch (error) {
+    await files?.close()
+    if (NO_SYNC.has(String((error as NodeJS.ErrnoException).code))) return undefined
+    throw error
   }
+  return { files, records: await DirectorySync.open(records), staging: await DirectorySync.open(staging) }
+}
+
+async function closeSyncs(syncs: Syncs | undefined): Promise<void> {
+  if (syncs) await Promise.all(Object.values(syncs).map(sync => sync.close()))
+}
+
+/** Bytes of the files in a folder, not of those below it. */
+async function sizeOfFiles(dir: string): Promise<number> {
+  let total = 0
+  for (const entry of await readdir(dir, { withFileTypes: true })) {
+    // One that goes away between the two calls has no size any more.
+    if (entry.isFile()) total += (await stat(join(dir, entry.name)).catch(() => ({ size: 0 }))).size
+  }
+  return total
 }

@@ -7,19 +7,19 @@ export const NAME_MAX_BYTES = 255
 const ALPHABET = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'
 
 /** A free variant of a taken name in Django's form: `a.tar.gz` → `a.tar_BlJKjV4.gz`, `.hidden` → `.hidden_5TAMQNW`. */
-export function alternativeName(name: string): string {
+export function alternativeName(name: string, max = NAME_MAX_BYTES): string {
   let suffix = '_'
   for (let i = 0; i < 7; i++) suffix += ALPHABET[randomInt(ALPHABET.length)]
-  return fitName(name, suffix)
+  return fitName(name, suffix, max)
 }
 
-/** The name with `suffix` before its extension, its stem cut so that all of it fits in NAME_MAX_BYTES of UTF-8. */
-export function fitName(name: string, suffix = ''): string {
+/** The name with `suffix` before its extension, its stem cut so that all of it fits in `max` bytes of UTF-8. */
+export function fitName(name: string, suffix = '', max = NAME_MAX_BYTES): string {
   let extension = extname(name)
   // An "extension" too long to keep is no extension.
-  if (Buffer.byteLength(extension) > NAME_MAX_BYTES / 2) extension = ''
+  if (Buffer.byteLength(extension) > max / 2) extension = ''
   const stem = name.slice(0, name.length - extension.length)
-  const room = NAME_MAX_BYTES - Buffer.byteLength(suffix) - Buffer.byteLength(extension)
+  const room = max - Buffer.byteLength(suffix) - Buffer.byteLength(extension)
   return cutBytes(stem, room) + suffix + extension
 }
 

@@ -1,19 +1,23 @@
 import { createHash } from 'node:crypto'
 import { createReadStream, type Stats } from 'node:fs'
-import { lstat, open, readdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises'
+import { lstat, open, readdir, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import type { Logger } from '../log.ts'
 import type { StoredFile } from '../protocol.ts'
-import { exists, linkNew } from './link.ts'
-import { alternativeName, isPlainName } from './name.ts'
-import type { UploadRecord } from './storage.ts'
+import { type Ground, probeName } from './ground.ts'
+import { exists, isSame, look } from './link.ts'
+import { isPlainName } from './name.ts'
+import { type Conflict, Publication, replaced } from './publication.ts'
+import type { Replaced, UploadRecord } from './storage.ts'
+import { Workspace } from './workspace.ts'
 
 interface Abandoned {
-  dir: string
-  records: string
+  ground: Ground
   /** The staging folder of a server that is gone. */
-  staging: string
+  path: string
+  /** Whether directories are to be synced. */
+  syncs: boolean
   log: Logger
 }
 
@@ -22,79 +26,67 @@ interface Abandoned {
  * record was written is completed: its files are given the names they lack, its record moves to the
  * records. Anything without a record was never going to be acknowledged and is removed.
  */
-export async function recover(abandoned: Abandoned): Promise<void> {
-  const { staging, records, log } = abandoned
+export async function recover({ ground, path, syncs, log }: Abandoned): Promise<void> {
+  // Of several servers starting at once, one recovers.
+  const staging = await Workspace.adopt(path)
+  if (staging === undefined) return
+  await rm(probeName(ground.dir, path), { force: true })
   const entries = await readdir(staging)
-  for (const entry of entries.filter(name => name.endsWith('.json'))) {
-    const key = entry.slice(0, -'.json'.length)
-    const completed = await complete(abandoned, key, join(staging, entry))
-    log.info(completed ? 'recovered an upload' : 'removed an incomplete upload', { record: key })
-  }
-  // Where the record had moved already, only the links into staging were left, or (after a loss of
-  // power) a final name that did not reach the disk.
   for (const key of new Set(entries.map(name => name.replace(/\..*$/, '')))) {
-    if (entries.includes(`${key}.json`)) continue
-    await complete(abandoned, key, join(records, `${key}.json`))
+    // Where the record had moved already, only the links into staging were left, or (after a loss of
+    // power) a final name that did not reach the disk.
+    const isIntent = entries.includes(`${key}.json`)
+    const folder = isIntent ? staging : ground.records
+    const record = await readRecord(join(folder, `${key}.json`))
+    const publication = record && new Publication(ground, staging, key, record, !isIntent)
+    const completed = publication !== undefined && (await complete(publication))
+    if (completed && syncs) for (const folder of [ground.dir, ground.records]) await syncDirectory(folder)
+    if (completed) publication.announce()
+    if (isIntent)
+      log.info(completed ? 'recovered an upload' : 'removed an incomplete upload', { record: key })
   }
   await rm(staging, { recursive: true, force: true })
 }
 
-/** Gives every file of one record its name. False, with nothing left of the upload, if a file is not whole. */
-async function complete({ dir, records, staging }: Abandoned, key: string, path: string): Promise<boolean> {
-  const record = await readRecord(path)
-  if (!record) return false
-  const target = join(records, `${key}.json`)
-  const published = path === target
-  // As in publishing, the record names a file before the file has the name.
-  const rewrite = async () => {
-    const replacement = join(staging, `${key}.new`)
-    await writeFile(replacement, `${JSON.stringify(record)}\n`, { flush: true })
-    await rename(replacement, path)
+/** Gives every file of one upload its name. False, with nothing left of the upload, if a file is not whole. */
+async function complete(publication: Publication): Promise<boolean> {
+  const { stored, document, isPublished } = publication
+  const conflict: Conflict = (there, i) => {
+    // It was given its name before.
+    if (isSame(there, look(publication.staged(i)))) return 'keep'
+    if (!document.replaces) return 'vary'
+    if (isOf(there, document.replaces[i])) return 'replace'
+    // What another server has stored since is newer: it has taken the place of this one, or keeps its own.
+    return isPublished ? 'keep' : 'vary'
   }
-  const named: string[] = []
-  for (const [i, file] of record.files.entries()) {
-    const staged = join(staging, `${key}.${i}`)
-    const ours = await lstat(staged).catch(() => undefined)
-    if (!ours) {
-      // It was given its name already: `replace` renames to it, without hard links so does every
-      // publication. Whatever is under that name by now, this upload or one that replaced it put it there.
-      if (published || exists(join(dir, file.name))) continue
-    } else if (await giveName(dir, staged, ours, file, rewrite)) {
-      named.push(file.name)
-      continue
-    }
-    for (const name of named) await unlink(join(dir, name)).catch(() => {})
-    await unlink(path).catch(() => {})
-    return false
+  for (const [i, file] of stored.entries()) {
+    if (await isThere(publication, i, file)) continue
+    if (publication.undo()) return false
+    throw new Error('the names of an incomplete upload cannot be taken back')
   }
-  if (!published) await rename(path, target)
-  for (const folder of [dir, records]) await syncDirectory(folder)
+  for (const i of stored.keys()) {
+    if (exists(publication.staged(i))) await publication.giveName(i, conflict, () => undefined)
+  }
+  if (!isPublished) publication.keepRecord()
   return true
 }
 
-async function giveName(
-  dir: string,
-  staged: string,
-  ours: Stats,
-  file: StoredFile,
-  rewrite: () => Promise<void>,
-): Promise<boolean> {
-  const there = await lstat(join(dir, file.name)).catch(() => undefined)
-  if (there?.ino === ours.ino && there.dev === ours.dev) return true
+/** Whether file `i` is whole, in staging or under its name. */
+async function isThere(publication: Publication, i: number, file: StoredFile): Promise<boolean> {
+  const staged = publication.staged(i)
+  const ours = look(staged)
+  // It was given its name already: without hard links, the file moves. Whatever is under that name by now,
+  // this upload or one that replaced it put it there.
+  if (!ours) return publication.isPublished || exists(publication.target(i))
   // With fsync the data was on disk before the record; without it a loss of power may have torn it.
-  if (!(await isWhole(staged, file))) return false
-  for (let tries = 0; tries < 100; tries++) {
-    try {
-      linkNew(staged, join(dir, file.name))
-      return true
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      if (code !== 'EEXIST') throw error
-      file.name = alternativeName(file.sentAs)
-      await rewrite()
-    }
-  }
-  return false
+  return isSame(look(publication.target(i)), ours) || (await isWhole(staged, file))
+}
+
+/** Whether it is the file that was to be replaced, unchanged. */
+function isOf(there: Stats, expected: Replaced | null | undefined): boolean {
+  const found = replaced(there)
+  if (!found || !expected) return false
+  return found.ino === expected.ino && found.size === expected.size && found.mtimeMs === expected.mtimeMs
 }
 
 async function isWhole(path: string, { size, sha256 }: StoredFile): Promise<boolean> {

@@ -28,10 +28,13 @@ export interface StagedFile {
 
 /**
  * What happens where a name is taken: `rename` stores under a free variant of it, `replace` swaps the
- * old file for the new one in one step, `reject` refuses the upload.
+ * old file for the new one, in one step where that one can have a second link, `reject` refuses the upload.
  */
 export type OnConflict = 'rename' | 'replace' | 'reject'
 export const ON_CONFLICT = ['rename', 'replace', 'reject'] as const satisfies readonly OnConflict[]
+
+/** Permissions of stored files, where nothing else is asked for. */
+export const FILE_MODE = 0o644
 
 /** What a storage is told of the upload whose files it publishes. */
 export interface UploadFacts {
@@ -56,6 +59,17 @@ export interface UploadRecord {
   fields?: Record<string, string[]>
   contentDigest?: string
   files: StoredFile[]
+  /** With `replace`, what had the name of each file before, null for none: recovery replaces that and nothing newer. */
+  replaces?: (Replaced | null)[]
+}
+
+/** A file as it was before another took its place. */
+export interface Replaced {
+  ino: number
+  /** Bytes. */
+  size: number
+  /** Milliseconds since 1970. */
+  mtimeMs: number
 }
 
 /**
@@ -64,6 +78,15 @@ export interface UploadRecord {
  */
 export interface Storage {
   readonly name: string
+  /** The local folder whose disk takes the files, where that is one; --min-free is kept there. */
+  readonly folder?: string
+  /** Bytes that the stored files and their records have together; without it there can be no quota. */
+  used?(): Promise<number>
+  /**
+   * Why nothing can be stored just now, in a few words without a path, or undefined. What is missing and can be
+   * made anew is, first. Asked by /healthz, and when something that an upload needs has gone.
+   */
+  health?(): Awaitable<string | undefined>
   /** May refuse a file by its name before its bytes arrive, by throwing an UploadError. */
   accepts?(name: string): Awaitable<void>
   /**

@@ -1,4 +1,5 @@
 import { createHash, webcrypto } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 
 /** Up to this many bytes hashing here is quicker than a round trip to another thread. */
@@ -11,6 +12,14 @@ export async function sha256(bytes: Uint8Array): Promise<string> {
     'hex',
   )
 }
+
+/**
+ * The worker's code, which imports nothing but node. Read now: by the time of the first large file an upgrade may
+ * have taken the file away, or put another in its place.
+ */
+const WORKER = new URL(
+  `data:text/javascript,${encodeURIComponent(readFileSync(new URL('./digest-worker.js', import.meta.url), 'utf8'))}`,
+)
 
 /** What the worker is told: the file of `fd` can be read up to `end`. */
 export interface DigestRequest {
@@ -73,7 +82,7 @@ export class Digester {
   #start(): Worker {
     if (this.#worker) return this.#worker
     // Without this process's flags: `node -e` has some that no worker starts with.
-    const worker = new Worker(new URL('./digest-worker.js', import.meta.url), { execArgv: [] })
+    const worker = new Worker(WORKER, { execArgv: [] })
     worker.unref()
     worker.on('message', ({ id, sha256, error, code }: DigestReply) => {
       const waiting = this.#waiting.get(id)
@@ -82,10 +91,13 @@ export class Digester {
       if (error === undefined) waiting?.resolve(sha256 ?? '')
       else waiting?.reject(Object.assign(new Error(error), code !== undefined && { code }))
     })
-    worker.on('error', noop)
+    let failure: Error | undefined
+    worker.on('error', error => {
+      failure = error
+    })
     worker.on('exit', () => {
       this.#worker = undefined
-      for (const { reject } of this.#waiting.values()) reject(new Error('the digest worker ended'))
+      for (const { reject } of this.#waiting.values()) reject(failure ?? new Error('the digest worker ended'))
       this.#waiting.clear()
     })
     this.#worker = worker

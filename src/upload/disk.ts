@@ -13,6 +13,8 @@ export interface DiskOptions {
   fsync?: boolean
   /** Compute every file's digest. True by default. */
   sha256?: boolean
+  /** Makes the folder anew where it has gone, or says why that cannot be. */
+  health?: () => Promise<string | undefined>
 }
 
 /** A chunk of this size is written from where it is; smaller ones are gathered. */
@@ -30,6 +32,7 @@ const EMPTY = Buffer.alloc(0)
 /** What all files of one handler share. */
 interface Shared {
   readonly dir: string
+  readonly health: () => Promise<string | undefined>
   readonly fsync: boolean
   readonly digester: Digester
   readonly hashing: boolean
@@ -44,8 +47,8 @@ interface Shared {
 /** Writes every file it is given to a temporary file (0600) of its own. The last link of the chain. */
 export function disk(options: DiskOptions): UploadHandler & { close(): Promise<void> } {
   const digester = new Digester()
-  const { dir, fsync = true, sha256: hashing = true } = options
-  const shared: Shared = { dir, fsync, digester, hashing, active: 0, count: 0, syncing: false }
+  const { dir, fsync = true, sha256: hashing = true, health = async () => 'ENOENT' } = options
+  const shared: Shared = { dir, health, fsync, digester, hashing, active: 0, count: 0, syncing: false }
   return {
     name: 'disk',
     open: (file, _next, upload) => new DiskSink(file, upload.size, shared),
@@ -84,8 +87,7 @@ class DiskSink implements FileSink {
     const share = Math.max(GATHER_MIN, Math.min(GATHER_MAX, GATHER_TOTAL / shared.active))
     this.#gatherSize = Math.min(share, size ?? share)
     this.#do(async () => {
-      // O_RDWR: the digest worker reads through the same descriptor.
-      this.#fd = await open(this.#path, 'wx+', 0o600)
+      this.#fd = await this.#open()
     })
   }
 
@@ -124,6 +126,18 @@ class DiskSink implements FileSink {
     await this.#closeDescriptor().catch(() => {})
     await fs.promises.unlink(this.#path).catch(() => {})
     this.#shared.active--
+  }
+
+  /** For reading, too: the digest worker reads through the same descriptor. */
+  async #open(): Promise<number> {
+    try {
+      return await open(this.#path, 'wx+', 0o600)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+      const why = await this.#shared.health()
+      if (why !== undefined) throw error
+      return open(this.#path, 'wx+', 0o600)
+    }
   }
 
   /** Writes a chunk after all that came before it. */
@@ -238,7 +252,29 @@ class DiskSink implements FileSink {
   }
 }
 
+/**
+ * Does once what is done for each file, so that a folder where that cannot be, for want of a call or a right, is
+ * found before somebody's bytes are: throws what it meets there. False where only syncing is not to be had.
+ */
+export async function tryDisk(dir: string, fsync: boolean): Promise<boolean> {
+  const path = join(dir, 'probe')
+  const fd = await open(path, 'wx+', 0o600)
+  try {
+    await write(fd, Buffer.from('probe'), 0, 0)
+    await read(fd, Buffer.alloc(5), 0, 5, 0)
+    if (!fsync) return true
+    return await datasync(fd).then(
+      () => true,
+      () => false,
+    )
+  } finally {
+    await close(fd)
+    await fs.promises.unlink(path)
+  }
+}
+
 const open = promisify(fs.open)
+const read = promisify(fs.read)
 const close = promisify(fs.close)
 const datasync = promisify(fs.fdatasync)
 

@@ -1,46 +1,70 @@
-import { readdir, stat, statfs } from 'node:fs/promises'
-import { join } from 'node:path'
+import { stat, statfs } from 'node:fs/promises'
 import { UploadError } from '../errors.ts'
-import type { StoredFile } from '../protocol.ts'
-import { recordsFolder } from '../storage/local.ts'
+import type { StagedFile, Storage } from '../storage/storage.ts'
 import { formatSize } from '../units.ts'
 import { type FileSink, tap, type Upload, type UploadHandler } from './handler.ts'
 
 export interface SpaceOptions {
   /** The folder that uploads fill with temporary files. */
   tmp: string
-  /** The one of stored files; undefined where they are stored elsewhere, which then has no quota. */
-  dir: string | undefined
+  storage: Pick<Storage, 'folder' | 'used'>
   /** Bytes that stay free on the file systems of both; 0 for none. */
   minFree: number
-  /** Bytes that the files in `dir` and the records of them may have together; 0 for any number. */
+  /** Bytes that the stored files and their records may have together; 0 for any number. */
   quota: number
+  /** Bytes of the largest request that may wait in memory until it is stored. */
+  memoryMax: number
+  /** Makes folders anew that have gone, or says why nothing can be stored. */
+  health: () => Promise<string | undefined>
 }
 
 /** An upload that did not say its length is held against the room every so many bytes, and at the end of a file. */
 const CHECK_EVERY = 1024 * 1024
+/** What may have been received of an upload and not be in its file yet, in bytes: two blocks, and a chunk on its way. */
+const UNWRITTEN_MAX = 2 * 1024 * 1024
+
+/** Uploads that were let in, with their bytes once those are known. */
+type Claims = Map<Upload, number | undefined>
+
+/** What an upload takes at most, as far as it can be known. */
+function claimOf(upload: Upload, exact: number | undefined): number {
+  return exact ?? Math.max(upload.size ?? 0, upload.received)
+}
 
 /**
  * Keeps the disk from filling up. An upload that says its length is refused before its body unless
- * there is room for it beside all that has been admitted and is still to come. While bytes stream,
+ * there is room for it beside all that has been admitted and is not there yet. While bytes stream,
  * announced or not, the room is measured again and again: others write to the disk too.
  */
-export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler {
-  const running = new Set<Upload>()
+export function space(options: SpaceOptions): UploadHandler {
+  const { tmp, storage, minFree, quota } = options
+  const claims: Claims = new Map()
   const gauges: Gauge[] = []
-  if (minFree > 0) gauges.push(new FreeSpace(dir === undefined ? [tmp] : [tmp, dir], minFree))
-  if (quota > 0 && dir !== undefined) gauges.push(new Quota(dir, quota))
+  if (minFree > 0) gauges.push(new FreeSpace(options, tmp))
+  if (minFree > 0 && storage.folder !== undefined) gauges.push(new FreeSpace(options, storage.folder, tmp))
+  if (quota > 0 && storage.used) gauges.push(new Quota(options, storage.used.bind(storage)))
   if (gauges.length === 0) return { name: 'space' }
 
-  const leave = (upload: Upload, files: readonly StoredFile[]) => {
-    if (running.delete(upload)) for (const gauge of gauges) gauge.ended(upload, files)
+  const leave = (upload: Upload, isStored: boolean) => {
+    const exact = claims.get(upload)
+    if (!claims.delete(upload)) return
+    if (isStored) for (const gauge of gauges) gauge.stored(upload, claimOf(upload, exact))
   }
-  const check = async () => {
-    for (const gauge of gauges) {
-      if (gauge.isOld() || gauge.room(running) < gauge.slack) await gauge.measure(running)
-      if (gauge.room(running) < 0) throw gauge.refusal(0, 0)
+  /** Refuses `more` bytes than were claimed so far unless there is room, and then does what claims them. */
+  const claim = (more: number, hasBegun: boolean, grant: () => void) => {
+    const admit = () => {
+      for (const gauge of gauges) {
+        const room = gauge.room(claims, hasBegun)
+        if (room < more) throw gauge.refusal(hasBegun ? 0 : more, room)
+      }
+      grant()
     }
+    // No refusal by an old measurement: something may have been deleted since.
+    const old = gauges.filter(gauge => gauge.isOld() || gauge.room(claims, hasBegun) < more)
+    if (old.length === 0) return admit()
+    return Promise.all(old.map(gauge => gauge.measure(claims))).then(admit)
   }
+  const check = () => claim(0, true, noop)
   const watched = (inner: FileSink, upload: Upload) => {
     let checkedAt = upload.received
     const isDue = (after: number) =>
@@ -70,91 +94,153 @@ export function space({ tmp, dir, minFree, quota }: SpaceOptions): UploadHandler
   return {
     name: 'space',
     begin(upload) {
-      const wanted = upload.size ?? 0
-      const admit = () => {
-        for (const gauge of gauges) {
-          if (gauge.room(running) < wanted) throw gauge.refusal(wanted, gauge.room(running))
-        }
-        running.add(upload)
-      }
-      // No refusal by an old measurement: something may have been deleted since.
-      const old = gauges.filter(gauge => gauge.isOld() || gauge.room(running) < wanted)
-      if (old.length === 0) return admit()
-      return Promise.all(old.map(gauge => gauge.measure(running))).then(admit)
+      return claim(upload.size ?? 0, false, () => claims.set(upload, undefined))
     },
     open(file, next, upload) {
       const inner = next(file)
       return inner instanceof Promise ? inner.then(sink => watched(sink, upload)) : watched(inner, upload)
     },
-    published: leave,
-    interrupt: upload => leave(upload, []),
+    complete(upload, files) {
+      // Handlers may have made more of the files than was sent, and the record comes on top.
+      const exact = bytesToStore(upload, files)
+      return claim(exact - claimOf(upload, undefined), true, () => claims.set(upload, exact))
+    },
+    published: upload => leave(upload, true),
+    interrupt: upload => leave(upload, false),
   }
 }
 
-/** A measurement of room, kept up to date between measurements by what uploads are known to take. */
-abstract class Gauge {
-  /** What it may be wrong by: with less room than this it is measured at every check. */
-  readonly slack: number
-  readonly #maxAge: number
-  #at = Number.NEGATIVE_INFINITY
-  #measuring: Promise<void> | undefined
+/** What the files take and their record takes at most: it repeats what the form says, a byte of it as six (`\u0001`). */
+function bytesToStore({ id, from, received }: Upload, files: readonly StagedFile[]): number {
+  let bytes = 0
+  let labels = 256 + id.length + from.length
+  for (const { field, name, type, size } of files) {
+    bytes += size
+    labels += 512 + Buffer.byteLength(field) + 2 * Buffer.byteLength(name) + Buffer.byteLength(type)
+  }
+  return bytes + labels + 6 * Math.max(0, received - bytes)
+}
 
-  constructor(maxAge: number, slack: number) {
+/**
+ * A measurement of room, kept up to date by what uploads are known to take that were admitted or stored since.
+ * It takes a while, and meanwhile uploads come and end: only what was known before it began counts as
+ * measured, and its numbers change together.
+ */
+abstract class Gauge {
+  readonly #maxAge: number
+  readonly #health: SpaceOptions['health']
+  #at = Number.NEGATIVE_INFINITY
+  #room = 0
+  /** What had been received, then, of the uploads that were running. */
+  #received: ReadonlyMap<Upload, number> = new Map()
+  /** What uploads that ended have taken since, and was not measured yet. */
+  #storedSince = 0
+  #measuring: Promise<void> | undefined
+  #next: Promise<void> | undefined
+
+  constructor(maxAge: number, { health }: SpaceOptions) {
     this.#maxAge = maxAge
-    this.slack = slack
+    this.#health = health
   }
 
   isOld(): boolean {
     return performance.now() - this.#at > this.#maxAge
   }
 
-  /** One measurement for everybody who asks while it runs. */
-  measure(running: ReadonlySet<Upload>): Promise<void> {
-    this.#measuring ??= this.look(running).finally(() => {
-      this.#at = performance.now()
-      this.#measuring = undefined
-    })
-    return this.#measuring
+  /** One that begins after the call, for everybody who asks before it does. */
+  measure(claims: Claims): Promise<void> {
+    if (!this.#measuring) return this.#start(claims)
+    const start = () => this.#start(claims)
+    this.#next ??= this.#measuring.then(start, start)
+    return this.#next
   }
 
-  protected abstract look(running: ReadonlySet<Upload>): Promise<void>
-  /** Bytes that can be admitted beside what is running. */
-  abstract room(running: ReadonlySet<Upload>): number
-  /** `files`: what was stored of it. */
-  abstract ended(upload: Upload, files: readonly StoredFile[]): void
+  /**
+   * Bytes that are left beside all that was admitted. To be `lenient` takes all that was received for there; who
+   * was let in is not refused for what only may not be written yet.
+   */
+  room(claims: Claims, lenient: boolean): number {
+    let left = this.#room - this.#storedSince
+    for (const [upload, exact] of claims) {
+      const claim = claimOf(upload, exact)
+      left -= Math.max(0, claim - this.#there(upload, claim, lenient))
+    }
+    return left
+  }
+
+  stored(upload: Upload, bytes: number): void {
+    this.#storedSince += Math.max(0, bytes - this.#there(upload, bytes, false))
+  }
+
+  #there(upload: Upload, claim: number, lenient: boolean): number {
+    const received = this.#received.get(upload)
+    return received === undefined ? 0 : this.there(received, claim, lenient)
+  }
+
+  #start(claims: Claims): Promise<void> {
+    this.#next = undefined
+    const run = this.#measure(claims).finally(() => {
+      if (this.#measuring === run) this.#measuring = undefined
+    })
+    this.#measuring = run
+    return run
+  }
+
+  async #measure(claims: Claims): Promise<void> {
+    const received = new Map(Array.from(claims.keys(), upload => [upload, upload.received]))
+    const storedBefore = this.#storedSince
+    let room: number
+    try {
+      room = await this.look().catch(async error => {
+        const why = error.code === 'ENOENT' ? await this.#health() : String(error.code)
+        if (why !== undefined) throw new UploadError('storage_failed', `nothing can be stored: ${why}`)
+        return this.look()
+      })
+    } finally {
+      this.#at = performance.now()
+    }
+    this.#room = room
+    this.#received = received
+    this.#storedSince -= storedBefore
+  }
+
+  /** Bytes that are left where all is there that uploads have put there so far. */
+  protected abstract look(): Promise<number>
+  /** What a measurement saw of an upload that takes `claim` bytes, when so many were `received`. */
+  protected abstract there(received: number, claim: number, lenient: boolean): number
   abstract refusal(wanted: number, room: number): UploadError
 }
 
+/** What is free on the disk of temporary files; or on that of stored ones, which get all of an upload at its end. */
 class FreeSpace extends Gauge {
-  readonly #folders: readonly string[]
+  readonly #folder: string
+  readonly #tmp: string | undefined
   readonly #kept: number
-  #free = 0
-  /** Bytes that running uploads had received when it was measured, and that ended ones received in all. */
-  #receivedBefore = 0
-  #receivedByEnded = 0
+  readonly #memoryMax: number
 
-  constructor(folders: readonly string[], kept: number) {
-    // When it is measured, so much may have been received and not yet written.
-    super(500, 16 * 1024 * 1024)
-    this.#folders = folders
-    this.#kept = kept
+  /** `tmp`: where temporary files are, if `folder` is that of stored ones. */
+  constructor(options: SpaceOptions, folder: string, tmp?: string) {
+    super(500, options)
+    this.#folder = folder
+    this.#tmp = tmp
+    this.#kept = options.minFree
+    this.#memoryMax = options.memoryMax
   }
 
-  protected async look(running: ReadonlySet<Upload>): Promise<void> {
-    const systems = await Promise.all(this.#folders.map(folder => statfs(folder)))
-    this.#free = Math.min(...systems.map(({ bavail, bsize }) => bavail * bsize))
-    this.#receivedByEnded = 0
-    this.#receivedBefore = sum(running, ({ received }) => received)
+  protected async look(): Promise<number> {
+    const { bavail, bsize } = await statfs(this.#folder)
+    if (this.#tmp !== undefined) {
+      const [{ dev }, tmp] = await Promise.all([stat(this.#folder), stat(this.#tmp)])
+      // One disk, where a file only gets another name: what is said of the other folder is all there is to say.
+      if (dev === tmp.dev) return Number.POSITIVE_INFINITY
+    }
+    return bavail * bsize - this.#kept
   }
 
-  room(running: ReadonlySet<Upload>): number {
-    const received = this.#receivedByEnded + sum(running, upload => upload.received)
-    const toCome = sum(running, ({ size = 0, received }) => Math.max(0, size - received))
-    return this.#free - this.#kept - (received - this.#receivedBefore) - toCome
-  }
-
-  ended({ received }: Upload): void {
-    this.#receivedByEnded += received
+  protected there(received: number, claim: number, lenient: boolean): number {
+    if (this.#tmp !== undefined) return 0
+    if (lenient) return received
+    return claim <= this.#memoryMax ? 0 : Math.max(0, received - UNWRITTEN_MAX)
   }
 
   refusal(wanted: number, room: number): UploadError {
@@ -164,33 +250,21 @@ class FreeSpace extends Gauge {
 }
 
 class Quota extends Gauge {
-  readonly #dir: string
+  readonly #used: () => Promise<number>
   readonly #quota: number
-  #used = 0
-  /** What was received since it was measured; some of it may not have been stored. */
-  #endedSince = 0
 
-  constructor(dir: string, quota: number) {
-    super(60_000, 0)
-    this.#dir = dir
-    this.#quota = quota
+  constructor(options: SpaceOptions, used: () => Promise<number>) {
+    super(60_000, options)
+    this.#used = used
+    this.#quota = options.quota
   }
 
-  protected async look(): Promise<void> {
-    this.#endedSince = 0
-    const folders = [this.#dir, recordsFolder(this.#dir)]
-    const sizes = await Promise.all(folders.map(sizeOfFiles))
-    this.#used = sizes.reduce((total, size) => total + size, 0)
+  protected async look(): Promise<number> {
+    return this.#quota - (await this.#used())
   }
 
-  room(running: ReadonlySet<Upload>): number {
-    const admitted = sum(running, ({ size = 0, received }) => Math.max(size, received))
-    return this.#quota - this.#used - this.#endedSince - admitted
-  }
-
-  ended({ received }: Upload, files: readonly StoredFile[]): void {
-    // The record repeats what is said of every file, and little else.
-    this.#endedSince += received + Buffer.byteLength(JSON.stringify(files))
+  protected there(): number {
+    return 0
   }
 
   refusal(wanted: number, room: number): UploadError {
@@ -203,18 +277,4 @@ function describe(wanted: number): string {
   return wanted === 0 ? 'the upload' : `an upload of ${formatSize(wanted)}`
 }
 
-function sum(uploads: ReadonlySet<Upload>, count: (upload: Upload) => number): number {
-  let total = 0
-  for (const upload of uploads) total += count(upload)
-  return total
-}
-
-/** Bytes of the files in a folder, not of those below it. */
-async function sizeOfFiles(dir: string): Promise<number> {
-  let total = 0
-  for (const entry of await readdir(dir, { withFileTypes: true })) {
-    // One that goes away between the two calls has no size any more.
-    if (entry.isFile()) total += (await stat(join(dir, entry.name)).catch(() => ({ size: 0 }))).size
-  }
-  return total
-}
+function noop(): void {}
