@@ -16,6 +16,7 @@ import {
   UploadError,
   type UploadHandler,
 } from '../src/index.ts'
+import { formatLimit } from '../src/units.ts'
 import {
   gate,
   getProgress,
@@ -433,6 +434,14 @@ test('empty files, where the server takes them', options, async t => {
   await page.click('#send')
   await reach(page, 'stored', 2)
   assert.deepEqual(await published(server.dir), ['empty.txt', 'void.txt'])
+})
+
+test('a limit in words is never more than what is allowed', () => {
+  const words = [1, 999, 1000, 1_048_576, 2_621_440, 999_999_999, 16 * 1024 ** 3, 10 ** 15].map(formatLimit)
+  assert.deepEqual(
+    words.map(text => text.replace('\u00a0', ' ')),
+    ['1 B', '999 B', '1 kB', '1.04 MB', '2.62 MB', '999 MB', '17.1 GB', '1000 TB'],
+  )
 })
 
 test('an extension that is not accepted: its rule is the server’s', options, async t => {
@@ -1066,6 +1075,26 @@ test('a server that is gone, and an answer that is lost', options, async t => {
   )
   assert.equal(await row(page, 'gone.txt').locator('.retry').isVisible(), true)
   assert.deepEqual(await published(server.dir), ['lost.txt'])
+})
+
+test('a form that the browser sends again by itself is stored once', options, async t => {
+  const { handler, reached, open } = heldBack(t)
+  const server = await start(t, [handler])
+  let sent = 0
+  const url = await proxy(t, server, req => {
+    // A kept connection breaks once the server has the form.
+    if (req.method === 'POST' && sent++ === 0) void reached.then(() => req.socket.destroy())
+    return false
+  })
+  const page = await visit(t, { ...server, url })
+  await page.setInputFiles('#file', [file('a.txt')])
+  const again = page.waitForResponse(answer => answer.status() === 409)
+  await page.click('#send')
+  await again
+  open()
+  await page.waitForSelector('[data-state=stored]')
+  assert.deepEqual(await published(server.dir), ['a.txt'])
+  assert.equal(sent, 2)
 })
 
 test('a file that was changed since it was chosen, or while it was sent', options, async t => {

@@ -102,7 +102,10 @@ export class Upload {
         body: this.#body(token),
         signal: control.signal,
       })
-      this.#answered(response.status, asJson(await response.text()))
+      const answer = asJson(await response.text())
+      // Ours alone: a browser sends a form again by itself where a kept connection breaks.
+      if (answer?.code === 'progress_id_in_use') await this.#judge(await outcome(id))
+      else this.#answered(response.status, answer)
     } catch {
       const cancelled = control.signal.aborted && !ended
       await this.#judge(ended ?? (await outcome(id)), cancelled)
