@@ -65,6 +65,11 @@ test('names, as clients send them', async t => {
       `filename="=?utf-8?B?${base64('C:\\dir\\Ü.txt')}?="; filename*=utf-8''C%3A%5Cdir%5C%C3%9C.txt`,
       'Ü.txt',
     ],
+    [
+      'joined at the cut',
+      `filename="${'é'.repeat(121)}\u{1f469}\u200d\u{1f680}.txt"`,
+      `${'é'.repeat(121)}\u{1f469}.txt`,
+    ],
     ['a backslash at the end, as browsers send it', 'filename="a.txt\\"; x=y', 'file.bin'],
   ]
   for (const [row, parameters, name] of rows) {
@@ -134,4 +139,10 @@ test('nothing that cannot be seen hides an extension, or is a name', async t => 
     new Set((await published(at.dir)).map(name => name.replace(/_\w{7}/, ''))),
     new Set(['file.bin']),
   )
+})
+
+test('a name is cleaned in time that grows with its length', () => {
+  const blanks = '\u3000'.repeat(200_000)
+  // Tried from each of them to the end, they would take hours.
+  assert.equal(cleanFileName(`${blanks}a${blanks}b${blanks}`), 'a')
 })

@@ -15,15 +15,15 @@ export class Flashes {
   /** Oldest first. */
   readonly #kept = new Map<string, { receipt: Receipt; at: number }>()
 
-  /** Keeps a receipt; returns the cookie that fetches it. */
-  put(receipt: Receipt): string {
+  /** Keeps a receipt, without its fields, which may take megabytes; returns the cookie that fetches it. */
+  put({ id, title, files }: Receipt): string {
     const now = performance.now()
     for (const [key, { at }] of this.#kept) {
       if (now - at <= KEPT_MS && this.#kept.size < KEPT_MAX) break
       this.#kept.delete(key)
     }
     const key = randomBytes(16).toString('base64url')
-    this.#kept.set(key, { receipt, at: now })
+    this.#kept.set(key, { receipt: { id, title, files }, at: now })
     return cookie(key, KEPT_MS / 1000)
   }
 

@@ -1,5 +1,7 @@
 import { fitName } from '../storage/name.ts'
 
+const PRINTABLE = /^[\x20-\x7e]*$/
+
 // Line and paragraph separators, controls, lone surrogates and private use are no part of a name. Format characters
 // (bidi overrides) and whatever else Unicode has renderers ignore (Default_Ignorable_Code_Point: zero-width
 // spaces, the Hangul fillers) make two names look like one; Python's str.isprintable(), and so Django, drops most of them.
@@ -7,7 +9,8 @@ const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}\p{DI}]/gu
 
 /** Blanks that are no white space to JavaScript: the Braille blank, a musical one, and fillers of two old scripts. */
 const BLANK = '\\s\\u2800\\u{1d159}\\u{13441}\\u{13442}\\u{16fe4}'
-const OUTER_BLANKS = new RegExp(`^[${BLANK}]+|[${BLANK}]+$`, 'gu')
+// The lookbehind keeps it linear: a run of blanks within a name is tried from its beginning alone.
+const OUTER_BLANKS = new RegExp(`^[${BLANK}]+|(?<![${BLANK}])[${BLANK}]+$`, 'gu')
 
 // What is invisible and still tells: joiners, which Persian, the scripts of India and emoji are spelled with, and
 // variation selectors (VS). They stay behind, joiners between, what can be seen and is not ASCII, which is neither
@@ -20,12 +23,15 @@ const TELLING = new RegExp(
 
 /**
  * The base name of what a client calls its file, by Django's rules but cut by UTF-8 bytes: the part after the last
- * `/` or, unless the name has it, `\`, without what is invisible and without blanks around it, at most 255 bytes with the extension kept.
- * Undefined for names that mean no file: '', '.' and '..'.
+ * `/` or, unless the name has it, `\`, without what is invisible and without blanks around it, at most 255 bytes
+ * with the extension kept. Undefined for names that mean no file: '', '.' and '..'.
  */
 export function cleanFileName(sent: string, hasBackslash = false): string | undefined {
   const name = trimBlanks(visible(sent.replace(hasBackslash ? /^.*\//s : /^.*[/\\]/s, '')))
-  return name === '' || name === '.' || name === '..' ? undefined : fitName(name)
+  if (name === '' || name === '.' || name === '..') return undefined
+  const cut = fitName(name)
+  // What a cut leaves at its edge may join nothing any more.
+  return cut === name ? name : trimBlanks(visible(cut))
 }
 
 /** The text without blanks around it, whatever they are. */
@@ -35,6 +41,7 @@ export function trimBlanks(text: string): string {
 
 /** The text without what is invisible in it and tells nothing. */
 function visible(text: string): string {
+  if (PRINTABLE.test(text)) return text
   const telling = new Set(Array.from(text.matchAll(TELLING), ({ index }) => index))
   return text.replace(INVISIBLE, (character, at: number) => (telling.has(at) ? character : ''))
 }

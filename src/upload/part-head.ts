@@ -40,6 +40,8 @@ const PARAMETER = new RegExp(
   `[ \\t]*;[ \\t]*(${TOKEN})=(?:"(?:((?:[^"\\\\]|\\\\.)*)|([^"]*))"|(${TOKEN}))(?=[ \\t]*(?:;|$))`,
   'y',
 )
+/** Nothing to decode: nearly all names. */
+const PLAIN = /^[\x20-$&-<>-~]*$/
 /** RFC 8187, 3.2.1. */
 const EXTENDED = /^([^']*)'[^']*'((?:[^%]|%[0-9A-Fa-f]{2})*)$/
 /** RFC 2047, 2; white space between two of them is not part of the text (6.2). */
@@ -65,9 +67,9 @@ export function readPartHead(header: PartHeader, { charset, within }: HeadPlace,
   if (disposition === undefined) return refuse('has no Content-Disposition')
   const parameters = readDisposition(disposition)
   if (parameters === undefined) return refuse('has a Content-Disposition that cannot be read')
-  const kind = DISPOSITION.exec(disposition)?.[1]?.toLowerCase()
+  const purpose = DISPOSITION.exec(disposition)?.[1]?.toLowerCase()
   // Within a part it is `attachment` or `file` (RFC 2388, 4.2), and the field's name stands outside.
-  if (kind !== 'form-data' && !within) return refuse(`has the disposition ${kind}, not form-data`)
+  if (purpose !== 'form-data' && !within) return refuse(`has the disposition ${purpose}, not form-data`)
   const name = within?.name ?? nameOf(parameters, charset, refuse)
   const { filename, hasBackslash } = fileNameOf(parameters, charset, refuse)
 
@@ -87,18 +89,8 @@ export function readPartHead(header: PartHeader, { charset, within }: HeadPlace,
   const digests = wantedDigests(first)
   if (isForm && digests)
     return refuse('has a digest, which is compared for each file, not for several in one part')
-  return {
-    ...{
-      kind: isForm ? 'files' : isFile ? 'file' : 'field',
-      name,
-      filename,
-      hasBackslash,
-      type,
-      contentType,
-      digests,
-    },
-    charset: charsetOf(contentType),
-  }
+  const kind = isForm ? 'files' : isFile ? 'file' : 'field'
+  return { kind, name, filename, hasBackslash, type, contentType, charset: charsetOf(contentType), digests }
 }
 
 function nameOf(parameters: Map<string, string>, charset: string | undefined, refuse: Refuse): string {
@@ -203,9 +195,12 @@ function percentDecoded(text: string): string {
  * client's own, and undoing it would make another name of a browser's `100%25.txt`.
  */
 function textOf(bytes: string, charset: string | undefined): string | undefined {
+  if (PLAIN.test(bytes)) return bytes
   const text = isPlain(bytes) ? bytes : decode(bytes, charset)
   return text
-    ?.replace(/%(?:22|0D|0A)/gi, escaped => percentDecoded(escaped))
+    ?.replace(/%22/g, '"')
+    .replace(/%0D/gi, '\r')
+    .replace(/%0A/gi, '\n')
     .replace(ENCODED_WORD, decodeWord)
 }
 

@@ -17,7 +17,7 @@ const IDLE_MAX = 64
 
 const CRLF = Buffer.from('\r\n')
 /** What busboy is left to see of a head: a field, whose value it gathers, or nothing that concerns it. */
-const FIELD: PartHeader = { 'content-disposition': ['form-data; name="field"'] }
+const FIELD: PartHeader = { 'content-disposition': ['form-data'] }
 const NOTHING: PartHeader = {}
 
 /**
