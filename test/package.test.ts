@@ -74,6 +74,19 @@ function pack(): Promise<{ tarball: string; files: string[] }> {
   return packed
 }
 
+test('npm install --global . again, in a clone whose dependencies are those of yesterday', async () => {
+  await rm(join(CLONE, 'node_modules/commander'), { recursive: true })
+  const prefix = join(root, 'global')
+  await npm(CLONE, 'install', '--global', '.', '--prefix', prefix)
+  const { code, stderr } = await run(join(prefix, 'bin/uploadr'), ['--version'])
+  assert.deepEqual([code, stderr], [0, ''])
+  assert.ok(
+    (await readFile(join(CLONE, 'package-lock.json'))).equals(
+      await readFile(join(ROOT, 'package-lock.json')),
+    ),
+  )
+})
+
 test('npm pack: what was compiled of today’s sources, the pages and the documents, and nothing else', async () => {
   const { files } = await pack()
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
