@@ -70,5 +70,8 @@ export function printableLines(text: string): string {
 
 /** Text for a terminal that has no letters but ASCII's. */
 export function ascii(text: string): string {
-  return text.replace(/[^ -~\n]/gu, escapeUnit)
+  return text
+    .replaceAll('’', "'")
+    .replaceAll('…', '...')
+    .replace(/[^ -~\n]/gu, escapeUnit)
 }

@@ -261,6 +261,14 @@ test('--progress json: every line is JSON, and the last says how it ended', asyn
   }
 })
 
+test('--log json: every line is JSON, the token that was made included', async t => {
+  const server = await serve(t, ['--host', '0.0.0.0', '--log', 'json'])
+  server.child.kill('SIGTERM')
+  assert.equal(await server.exited, 0)
+  const command = jsonLines(server.stderr()).find(({ event }) => event === 'push to it with')?.command
+  assert.match(command, /^UPLOADR_TOKEN=\S{24} uploadr push FILE --url http:/)
+})
+
 test('the JSON of results and errors has the fields that the README and the page name, and no others', async t => {
   const { url } = await startServer(t)
   // The second time its name is taken, and there is a reason for its other one.

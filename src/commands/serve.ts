@@ -198,7 +198,9 @@ async function serve(host: Host, out: Output, options: ServeOptions): Promise<vo
   if (token !== undefined && options.token === undefined) {
     const reached = `http://${reachable(address)}:${new URL(url).port}/`
     const command = `UPLOADR_TOKEN=${token} uploadr push FILE --url ${reached}`
-    if (options.log === 'json') log.info('push to it with', { command })
+    // Whatever is logged, this must be told.
+    if (options.log === 'json')
+      createLogger({ stream: out.log, format: 'json' }).info('push to it with', { command })
     else out.log.write(`push to it with:\n  ${command}\n`)
   }
   await stopped

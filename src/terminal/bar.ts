@@ -47,7 +47,7 @@ export function barReporter({ out, name, host }: ReporterOptions): Reporter {
         spinner = phase === 'uploading' ? undefined : spin(told(phase))
       }
       const first = !state
-      state = { ...progress, name: shownName, rate: 0 }
+      state = { ...progress, name: shownName, rate: undefined }
       if (first) clock.start(1, 0)
     },
     stop() {

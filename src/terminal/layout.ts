@@ -7,8 +7,8 @@ import { percent } from './percent.ts'
 export interface BarState extends PushProgress {
   /** As `Output.shown` gives it. */
   name: string
-  /** Bytes per second. */
-  rate: number
+  /** Bytes per second; undefined while it is too early to say. */
+  rate: number | undefined
 }
 
 const NAME_MIN = 8
@@ -59,8 +59,7 @@ function fitNumbers(state: BarState, width: number): string[] {
   const numbers = [
     { rank: 0, text: share === undefined ? sizeColumn(received) : `${String(share).padStart(3)}%` },
     { rank: 3, text: share === undefined ? '' : `${sizeColumn(received)}${of}` },
-    // Of the first moments nothing can be said.
-    { rank: 2, text: rate < RATE_MIN && received === 0 ? ' '.repeat(10) : `${sizeColumn(rate)}/s` },
+    { rank: 2, text: rate === undefined ? ' '.repeat(10) : `${sizeColumn(rate)}/s` },
     { rank: 4, text: size === undefined ? '' : eta(state).padEnd(ETA_WIDTH) },
     { rank: 1, text: source === 'client' ? 'sent' : '' },
   ].filter(({ text }) => text !== '')
@@ -80,6 +79,7 @@ function sizeColumn(bytes: number): string {
 }
 
 function eta({ received, size = 0, rate }: BarState): string {
+  if (rate === undefined) return ''
   if (rate < RATE_MIN) return received > 0 ? 'stalled' : ''
   const seconds = Math.max(1, Math.round((size - received) / rate))
   return seconds < 100 * 3600 ? `eta ${formatDuration(seconds * 1000).replace('.0', '')}` : ''

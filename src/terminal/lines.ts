@@ -34,7 +34,7 @@ export function lineReporter(options: ReporterOptions & { now?: () => number }):
         const share = percent(progress)
         const of = progress.size === undefined ? '' : ` of ${formatSize(progress.size)}`
         const whose = progress.source === 'client' ? 'sent' : 'received'
-        const counts = `${formatSize(progress.received)}${of} ${whose}, ${formatSize(rate)}/s`
+        const counts = `${formatSize(progress.received)}${of} ${whose}, ${formatSize(rate ?? 0)}/s`
         line(share === undefined ? counts : `${share}%, ${counts}`)
       }
       last = progress

@@ -1,3 +1,6 @@
+/** Of a shorter time nothing can be said: between two polls nothing may have come, and that is no stall. */
+const YOUNG_MS = 250
+
 /** The recent rate of a growing count: a moving average over the last few seconds that also falls when nothing comes. */
 export class RateMeter {
   readonly #window: number
@@ -10,14 +13,14 @@ export class RateMeter {
     this.#now = options.now ?? (() => performance.now())
   }
 
-  /** Records the count and returns bytes per second. */
-  update(count: number): number {
+  /** Records the count and returns bytes per second; undefined while it is too early to say. */
+  update(count: number): number | undefined {
     const at = this.#now()
     const samples = this.#samples
     samples.push({ at, count })
     while (samples.length > 2 && at - (samples[1]?.at ?? at) >= this.#window) samples.shift()
     const [first] = samples
-    if (!first || at <= first.at) return 0
+    if (!first || at - first.at < YOUNG_MS) return undefined
     return ((count - first.count) / (at - first.at)) * 1000
   }
 }
