@@ -769,7 +769,8 @@ test(
     await choose('holiday.txt')
     assert.equal(await titled(), 'holiday.txt')
     assert.equal(await page.textContent('#title-hint'), '11 of 50 characters')
-    await choose('b.txt', 'c.txt')
+    await choose('b.txt', 'c.txt', 'unwanted.txt')
+    await page.getByRole('button', { name: 'Remove unwanted.txt' }).click()
     assert.equal(await titled(), 'holiday.txt and 2 more')
     await page.click('#send')
     await reach(page, 'stored', 3)
@@ -1199,6 +1200,11 @@ for (const colorScheme of ['light', 'dark'] as const) {
       open()
       await reach(page, 'stored', 2)
       await check('stored')
+      await page.setInputFiles(
+        '#file',
+        Array.from({ length: 20 }, (_, i) => file(`${i}.txt`)),
+      )
+      await check('more than fit')
     })
   }
 }

@@ -47,6 +47,7 @@ const page = {
     uploads.delete(upload)
     upload.row.remove()
     showError(picker, '')
+    fillTitle()
     const button = next?.querySelector('button:not([hidden])')
     ;(button ?? picker).focus()
     update()
