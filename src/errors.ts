@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import type { FieldError } from './protocol.ts'
 
 /**
@@ -84,6 +85,9 @@ interface ErrorExtras {
   status?: number
 }
 
+/** What the names of errno look like. */
+const ERRNO = /^E[A-Z0-9]{1,14}$/
+
 /** What a code of a handler's own looks like: `virus_found`. */
 const CODE_GRAMMAR = /^[a-z][a-z0-9]*(_[a-z0-9]+)*$/
 const CODE_MAX = 64
@@ -159,10 +163,13 @@ export class UploadError extends Error {
     if (cause?.code === 'ENOSPC' || cause?.code === 'EDQUOT') {
       return new UploadError('disk_full', `${what}no space is left on the server's disk`, { cause })
     }
-    // The errno's name is safe to show to a stranger; a message may hold a path.
-    const reason =
-      cause?.code ?? (fallback === 'handler_failed' ? String(cause?.message ?? thrown) : 'internal error')
-    return new UploadError(fallback, `${what}${reason}`, { cause: thrown })
+    // The errno's name is safe to show to a stranger. Anything else may hold a path or a password: that stays with
+    // the cause, which the log has beside this message, and so under the number in it.
+    const errno = ERRNO.test(String(cause?.code)) ? cause.code : undefined
+    const isTold = errno !== undefined && fallback !== 'handler_failed'
+    const number = isTold ? '' : ` (${randomBytes(4).toString('hex')})`
+    const reason = `${errno ?? TABLE[fallback].title.toLowerCase()}${number}`
+    return new UploadError(fallback, `${what}${reason}`, { cause: thrown ?? String(thrown) })
   }
 }
 

@@ -13,7 +13,7 @@ export {
 export { openFile, type Source, streamSource } from './client/source.ts'
 export { type ErrorCode, UploadError } from './errors.ts'
 export type { Limits } from './limits.ts'
-export { createLogger, type LogFields, type LogFormat, type Logger } from './log.ts'
+export { createLogger, type LogFields, type LogFormat, type Logger, type LogLevel } from './log.ts'
 export { type MemoryProgressOptions, MemoryProgressStore } from './progress/memory.ts'
 export type { LiveUpload, Outcome, ProgressStore } from './progress/store.ts'
 export type { Awaitable, FieldError, Problem, Progress, Receipt, StoredFile } from './protocol.ts'

@@ -1,9 +1,16 @@
 /** A logger over a given stream: one line an event, as text for people or as JSON for machines. */
 
 export type LogFormat = 'text' | 'json'
-export type LogFields = Record<string, string | number | boolean | undefined>
+/** From the fewest lines to the most. */
+export const LOG_LEVELS = ['error', 'warn', 'info', 'debug'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+export interface LogFields {
+  [name: string]: string | number | boolean | undefined | readonly LogFields[]
+}
 
 export interface Logger {
+  /** What is of no interest while everything is well: polls and probes. */
+  debug(event: string, fields?: LogFields): void
   info(event: string, fields?: LogFields): void
   warn(event: string, fields?: LogFields): void
   error(event: string, fields?: LogFields): void
@@ -14,18 +21,25 @@ export interface LineSink {
   write(text: string): unknown
 }
 
-export function createLogger(options: { stream: LineSink; format?: LogFormat; now?: () => Date }): Logger {
+export function createLogger(options: {
+  stream: LineSink
+  format?: LogFormat
+  /** `info` by default. */
+  level?: LogLevel
+  now?: () => Date
+}): Logger {
   const now = options.now ?? (() => new Date())
+  const levels = LOG_LEVELS.slice(0, LOG_LEVELS.indexOf(options.level ?? 'info') + 1)
   const line = options.format === 'json' ? jsonLine : textLine
   const at =
-    (level: string) =>
+    (level: LogLevel) =>
     (event: string, fields: LogFields = {}) => {
-      options.stream.write(`${line(now().toISOString(), level, event, fields)}\n`)
+      if (levels.includes(level)) options.stream.write(`${line(now().toISOString(), level, event, fields)}\n`)
     }
-  return { info: at('info'), warn: at('warn'), error: at('error') }
+  return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') }
 }
 
-export const silentLogger: Logger = { info() {}, warn() {}, error() {} }
+export const silentLogger: Logger = { debug() {}, info() {}, warn() {}, error() {} }
 
 function jsonLine(time: string, level: string, event: string, fields: LogFields): string {
   // JSON.stringify leaves bidi overrides and C1 controls raw; a log is read in terminals too.
@@ -36,10 +50,16 @@ function textLine(time: string, level: string, event: string, fields: LogFields)
   const parts = [time, level.toUpperCase().padEnd(5), printable(event)]
   for (const [key, value] of Object.entries(fields)) {
     if (value === undefined) continue
-    const text = printable(String(value))
+    const text = printable(inText(value))
     parts.push(`${key}=${/^[^\s"=]+$/.test(text) ? text : JSON.stringify(text)}`)
   }
   return parts.join(' ')
+}
+
+/** `one.txt 6, two.txt 12` for several of a kind. */
+function inText(value: LogFields[string]): string {
+  if (typeof value !== 'object') return String(value)
+  return value.map(one => Object.values(one).join(' ')).join(', ')
 }
 
 // Controls (Cc), format characters such as bidi overrides (Cf), line and paragraph separators

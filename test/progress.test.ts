@@ -7,7 +7,10 @@ import { progressContract } from './contracts/progress-contract.ts'
 
 progressContract('memory', async () => new MemoryProgressStore())
 
-const live: LiveUpload = { progress: () => ({ state: 'uploading', received: 1, phase: 'receiving' }) }
+const live: LiveUpload = {
+  from: '192.0.2.1',
+  progress: () => ({ state: 'uploading', received: 1, phase: 'receiving' }),
+}
 const done: Outcome = { state: 'done', received: 1, size: 1 }
 
 test('retention counts from the end, and a live upload never expires', () => {
@@ -21,6 +24,18 @@ test('retention counts from the end, and a live upload never expires', () => {
   assert.equal(store.get('a').state, 'done')
   now += 1
   assert.equal(store.get('a').state, 'starting')
+})
+
+test('a forgotten id is free for everybody', () => {
+  let now = 0
+  const store = new MemoryProgressStore({ ttl: 1000, now: () => now })
+  store.begin('a', live)
+  store.end('a', done)
+  now = 1000
+  assert.throws(() => store.begin('a', { ...live, from: '192.0.2.2' }), { code: 'progress_id_in_use' })
+  now = 1001
+  store.begin('a', { ...live, from: '192.0.2.2' })
+  assert.equal(store.get('a').state, 'uploading')
 })
 
 test('the number of records is bounded: ended ones make room, the oldest first, live ones fill it', () => {

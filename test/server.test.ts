@@ -2,13 +2,20 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { mkdir, readdir, writeFile } from 'node:fs/promises'
-import type { Socket } from 'node:net'
+import net, { type Socket } from 'node:net'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { request } from 'undici'
-import { createLogger, type ServerOptions } from '../src/index.ts'
+import {
+  createLogger,
+  type LogLevel,
+  type ServerOptions,
+  tap,
+  UploadError,
+  type UploadHandler,
+} from '../src/index.ts'
 import {
   connect,
   gate,
@@ -585,6 +592,129 @@ test('an address that cannot be listened on: one line, and no folder is made', a
   assert.deepEqual(await readdir(dir), ['theirs'])
 })
 
+test('an ended id used by another client is left as it is, and so is what is told of it', async t => {
+  const at = await startServer(t)
+  const from = async (localAddress: string, body = FORM) => {
+    const socket = net.connect({ host: '127.0.0.1', port: at.port, localAddress })
+    const answer = readAnswer(socket)
+    const type = 'Content-Type: multipart/form-data; boundary=BOUNDARY'
+    const head = `POST / HTTP/1.1\r\nHost: localhost\r\nX-Progress-ID: mine\r\nConnection: close\r\n${type}`
+    socket.write(`${head}\r\nContent-Length: ${body.length}\r\n\r\n`)
+    socket.write(body)
+    return answer
+  }
+  assert.equal((await from('127.0.0.1')).status, 201)
+  const before = await getProgress(at.url, 'mine')
+  assert.equal(before.state, 'done')
+  for (const body of [FORM, Buffer.from('no form')]) {
+    const { status, json } = await from('127.0.0.2', body)
+    assert.deepEqual([status, json.code], [409, 'progress_id_in_use'])
+    assert.deepEqual(await getProgress(at.url, 'mine'), before)
+  }
+  assert.deepEqual(await published(at.dir), ['a.bin'])
+  // Its own client may try again under the same id.
+  assert.equal((await from('127.0.0.1', Buffer.from('no form'))).status, 400)
+  const after = await getProgress(at.url, 'mine')
+  assert.equal(after.state, 'error')
+})
+
+test('what a handler throws stays in the log, under a number that the client is told', async t => {
+  const secret = 'hunter2'
+  const thrown: (() => unknown)[] = [
+    () => new Error(`password ${secret}`),
+    () => Object.assign(new Error(secret), { code: `E_${secret}` }),
+    () => Object.assign(new Error(secret), { code: 'EACCES', path: `/etc/${secret}` }),
+    () => new Error('outside', { cause: new Error(secret) }),
+    () => `password ${secret}`,
+    () => ({ code: secret }),
+    () => null,
+  ]
+  const verbs = ['begin', 'open', 'write', 'close', 'complete'] as const
+  let fail: (verb: string) => void = () => {}
+  const handler: UploadHandler = {
+    name: 'leaky',
+    begin: () => fail('begin'),
+    async open(file, next) {
+      fail('open')
+      const sink = await next(file)
+      return tap(sink, {
+        write: chunk => {
+          fail('write')
+          return sink.write(chunk)
+        },
+        async close() {
+          const staged = await sink.close()
+          fail('close')
+          return staged
+        },
+      })
+    },
+    complete: () => fail('complete'),
+  }
+  const lines: string[] = []
+  const log = createLogger({ stream: { write: line => lines.push(line) }, format: 'json' })
+  const at = await startServer(t, { handlers: [handler], log })
+  for (const verb of verbs) {
+    for (const make of thrown) {
+      fail = at => {
+        if (at === verb) throw make()
+      }
+      lines.length = 0
+      const answer = await post(at.url, FORM, { headers: { 'X-Progress-ID': 'leaky' } })
+      assert.deepEqual([answer.status, answer.json.code], [500, 'handler_failed'], verb)
+      assert.doesNotMatch(answer.text, new RegExp(secret), verb)
+      const progress = await getProgress(at.url, 'leaky')
+      assert.doesNotMatch(JSON.stringify(progress), new RegExp(secret), verb)
+      const [, number = ''] = /\(([0-9a-f]{8})\)$/.exec(answer.json.detail) ?? []
+      assert.match(number, /./, answer.json.detail)
+      assert.match(JSON.stringify(progress), new RegExp(number))
+      const [error] = lines.map(line => JSON.parse(line)).filter(({ level }) => level === 'error')
+      assert.match(error.event, new RegExp(number))
+      if (make() !== null) assert.match(error.cause, new RegExp(secret))
+    }
+  }
+  // What is thrown on purpose is for the client to read.
+  fail = at => {
+    if (at === 'complete')
+      throw new UploadError('name_taken', 'it is here already', { cause: new Error(secret) })
+  }
+  const answer = await post(at.url, FORM)
+  assert.deepEqual([answer.status, answer.json.detail], [409, 'it is here already'])
+  assert.deepEqual(await published(at.dir), [])
+  assert.deepEqual(await temporaryFiles(at), [])
+})
+
+test('connections wait for their next request as long as they are told', async t => {
+  await t.test('by default longer than balancers keep theirs', async t => {
+    const { url } = await startServer(t)
+    const socket = connect(url)
+    socket.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
+    const [first] = await once(socket, 'data')
+    assert.match(String(first), /\r\nKeep-Alive: timeout=75\r\n/)
+    socket.destroy()
+  })
+  await t.test('--keep-alive', async t => {
+    const { url } = await serve(t, ['--keep-alive', '100ms'])
+    const socket = connect(url)
+    const answer = readAnswer(socket)
+    socket.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
+    // The server ends it, not we.
+    const { status, headers } = await answer
+    assert.deepEqual([status, headers.get('connection')], [200, 'keep-alive'])
+  })
+  await t.test('not at all', async t => {
+    const { url } = await serve(t, ['--keep-alive', '0'])
+    for (const request of ['GET /healthz HTTP/1.1', 'GET / HTTP/1.1', 'POST /nothing HTTP/1.1']) {
+      const socket = connect(url)
+      const answer = readAnswer(socket)
+      socket.write(`${request}\r\nHost: localhost\r\n\r\n`)
+      assert.equal((await answer).headers.get('connection'), 'close', request)
+    }
+    const large = multipart([TITLE, { ...FILE, body: randomFile(5_000_000) }])
+    assert.equal((await post(url, large, { headers: { Connection: 'keep-alive' } })).status, 201)
+  })
+})
+
 test('the access log: one line a request, whatever is in it', async t => {
   for (const format of ['text', 'json'] as const) {
     await t.test(format, async t => {
@@ -601,10 +731,10 @@ test('the access log: one line a request, whatever is in it', async t => {
         await answer
       }
       await post(url, FORM, { headers: { 'X-Progress-ID': 'logged' } })
-      await raw(url, 'GET /progress/logged?secret=hunter2 HTTP/1.1')
+      await raw(url, 'GET /assets/none?secret=hunter2 HTTP/1.1')
       await until(
         () => lines.filter(line => line.includes('request')).length,
-        count => count === hostile.length + 2,
+        count => count === hostile.length + 1,
       )
       for (const line of lines) {
         // biome-ignore format: every character that could move a cursor or end a line
@@ -618,22 +748,116 @@ test('the access log: one line a request, whatever is in it', async t => {
         assert.ok(time && from && ms >= 0)
         assert.deepEqual(rest, {
           level: 'info',
-          event: 'request',
+          event: 'upload',
           method: 'POST',
           path: '/',
           status: 201,
-          received: FORM.length,
           id: 'logged',
-          files: 1,
+          outcome: 'stored',
+          received: FORM.length,
+          files: [{ name: 'a.bin', size: 9 }],
         })
       } else {
         assert.match(
           upload,
           new RegExp(
-            `INFO  request .*method=POST path=/ status=201 .*received=${FORM.length} id=logged files=1`,
+            `INFO  upload .*method=POST path=/ status=201 .*id=logged outcome=stored received=${FORM.length} files="a.bin 9"`,
           ),
         )
       }
     })
   }
+})
+
+test('the log: a line for each upload, polls and probes at debug level alone, and no refusal is an error', async t => {
+  const start = async (t: TestContext, options: ServerOptions = {}, level: LogLevel = 'info') => {
+    const lines: string[] = []
+    const log = createLogger({ stream: { write: line => lines.push(line) }, format: 'json', level })
+    const at = await startServer(t, { ...options, log })
+    const upload = (id: string) =>
+      until(
+        () => lines.map(line => JSON.parse(line)).find(line => line.id === id),
+        line => line !== undefined,
+      )
+    return { ...at, lines, upload }
+  }
+  const poll = async (url: string) => {
+    for (const path of ['/progress/a', '/progress?X-Progress-ID=a', '/healthz', '/metrics']) {
+      await raw(url, `GET ${path} HTTP/1.1`)
+    }
+  }
+  await t.test('uploads, stored and not', async t => {
+    const token = 'secret-token'
+    const at = await start(t, { token, limits: { quota: 100_000, body: 200_000 } })
+    const send = (id: string, body: Buffer, headers = {}) =>
+      post(at.url, body, { headers: { Authorization: `Bearer ${token}`, 'X-Progress-ID': id, ...headers } })
+    const two = multipart([TITLE, FILE, { ...FILE, filename: '\u202egpj.b c' }])
+    await send('two', two)
+    const { files, outcome, ms, received } = await at.upload('two')
+    assert.deepEqual([outcome, received], ['stored', two.length])
+    assert.ok(ms >= 0)
+    assert.deepEqual(
+      files.map(({ size }: { size: number }) => size),
+      [9, 9],
+    )
+    await send('short', two.subarray(0, -20))
+    const short = await at.upload('short')
+    assert.deepEqual([short.outcome, short.code, short.status], ['refused', 'truncated_body', 400])
+    assert.equal(short.files[0].name, 'a.bin')
+    assert.match(short.detail, /closing boundary/)
+    await send('large', Buffer.alloc(300_000))
+    assert.equal((await at.upload('large')).code, 'body_too_large')
+    await send('quota', Buffer.alloc(150_000))
+    assert.equal((await at.upload('quota')).code, 'quota_exceeded')
+    await raw(at.url, 'GET / HTTP/1.1')
+    await until(
+      () => at.lines.length,
+      count => count >= 5,
+    )
+    for (const line of at.lines) {
+      assert.equal(JSON.parse(line).level, 'info', line)
+      assert.doesNotMatch(line, /secret-token|\u202e/)
+    }
+  })
+  await t.test('polls', async t => {
+    const quiet = await start(t)
+    await poll(quiet.url)
+    await raw(quiet.url, 'GET /progress HTTP/1.1')
+    await until(
+      () => quiet.lines.length,
+      count => count > 0,
+    )
+    assert.deepEqual(
+      quiet.lines.map(line => JSON.parse(line).code),
+      ['bad_progress_id'],
+    )
+    const loud = await start(t, {}, 'debug')
+    await poll(loud.url)
+    await until(
+      () => loud.lines.filter(line => line.includes('"debug"')).length,
+      count => count === 4,
+    )
+  })
+  await t.test('--log-level', async t => {
+    for (const [level, count] of [
+      ['error', 0],
+      ['info', 1],
+      ['debug', 5],
+    ] as const) {
+      const server = await serve(t, ['--log-level', level, '--log', 'json'])
+      await poll(server.url)
+      await post(server.url, FORM)
+      server.child.kill('SIGTERM')
+      assert.equal(await server.exited, 0)
+      const lines = server
+        .stderr()
+        .trim()
+        .split('\n')
+        .filter(line => /"(request|upload)"/.test(line))
+      assert.equal(lines.length, count, `${level}: ${server.stderr()}`)
+    }
+    const wrong = uploadr(t, ['serve', '--log-level', 'loud'])
+    assert.equal(await wrong.exited, 2)
+    assert.match(wrong.stderr(), /error, warn, info, debug/)
+  })
 })

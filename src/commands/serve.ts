@@ -5,7 +5,7 @@ import os from 'node:os'
 import { Command } from 'commander'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_LIMITS, MEMORY_MAX, MEMORY_TOTAL, PART_HEAD_MAX } from '../limits.ts'
-import { createLogger, type LogFormat, type Logger } from '../log.ts'
+import { createLogger, LOG_LEVELS, type LogFormat, type Logger, type LogLevel } from '../log.ts'
 import { DEFAULT_HOST, DEFAULT_PORT } from '../protocol.ts'
 import type { ServerOptions, UploadServer } from '../server/server.ts'
 import { FILE_MODE, ON_CONFLICT, type OnConflict } from '../storage/storage.ts'
@@ -56,6 +56,7 @@ interface ServeOptions {
   allowExtension: string[]
   denyExtension: string[]
   headerTimeout: number
+  keepAlive: number
   progressTtl: number
   progressMax: number
   handler: string[]
@@ -66,6 +67,7 @@ interface ServeOptions {
   publicName: string[]
   grace: number
   log: LogFormat
+  logLevel: LogLevel
 }
 
 export function serveCommand(host: Host, out: Output): Command {
@@ -121,6 +123,9 @@ export function serveCommand(host: Host, out: Output): Command {
     .addOption(wait('--idle-timeout <time>', 'longest silence of an uploading client, 0 for any', '1m'))
     .addOption(bytes('--min-rate <size>', 'least an uploading client sends a second', DEFAULT_LIMITS.minRate))
     .addOption(wait('--header-timeout <time>', "longest time for a request's head", '20s'))
+    .addOption(
+      wait('--keep-alive <time>', 'how long a connection waits for its next request, 0 for none', '75s'),
+    )
     .addOption(wait('--progress-ttl <time>', "how long an ended upload's progress is kept", '30s'))
     .addOption(option('--progress-max <number>', 'most progress records', integer(1, 1e7)).default(10_000))
     .addOption(every('--handler <module>', 'upload handler to add'))
@@ -147,6 +152,11 @@ export function serveCommand(host: Host, out: Output): Command {
     .addOption(
       option('--log <format>', 'format of the log on stderr').choices(['text', 'json']).default('text'),
     )
+    .addOption(
+      option('--log-level <level>', 'least that is worth a line of the log')
+        .choices(LOG_LEVELS)
+        .default('info'),
+    )
     .action(async (_, command: Command) => {
       readEnvironment(command, host.env)
       await serve(host, out, command.opts<ServeOptions>())
@@ -171,7 +181,7 @@ function wait(flags: string, description: string, value: string) {
 
 /** Resolves when the server has ended as the first signal asked. */
 async function serve(host: Host, out: Output, options: ServeOptions): Promise<void> {
-  const log = createLogger({ stream: out.log, format: options.log })
+  const log = createLogger({ stream: out.log, format: options.log, level: options.logLevel })
   // Loaded here, not above: `push` and `--help` start without the server.
   const [{ createServer }, { isLoopback }, { loadHandler }] = await Promise.all([
     import('../server/server.ts'),
@@ -213,20 +223,10 @@ function serverOptions(
   log: Logger,
 ): ServerOptions {
   const { dir, tmp, onConflict, mode, fsync, sha256, memoryMax, memoryTotal } = options
-  const { headerTimeout, progressTtl, progressMax } = options
+  const { headerTimeout, keepAlive, progressTtl, progressMax } = options
   return {
-    ...{
-      dir,
-      onConflict,
-      mode,
-      fsync,
-      sha256,
-      memoryMax,
-      memoryTotal,
-      headerTimeout,
-      progressTtl,
-      progressMax,
-    },
+    ...{ dir, onConflict, mode, fsync, sha256, memoryMax, memoryTotal },
+    ...{ headerTimeout, keepAlive, progressTtl, progressMax },
     ...(tmp !== undefined && { tmp }),
     ...(token !== undefined && { token }),
     handlers,

@@ -14,6 +14,7 @@ export interface MemoryProgressOptions {
 interface Ended {
   outcome: Outcome
   at: number
+  from: string | undefined
 }
 
 /** Progress in this process's memory. */
@@ -45,6 +46,10 @@ export class MemoryProgressStore implements ProgressStore {
     if (this.#live.has(id)) {
       throw new UploadError('progress_id_in_use', `an upload with the progress id ${id} is still running`)
     }
+    const before = this.#ended.get(id)
+    if (before?.from !== undefined && before.from !== upload.from && this.#isRemembered(before)) {
+      throw new UploadError('progress_id_in_use', `another client has just used the progress id ${id}`)
+    }
     if (this.#live.size >= this.#max) {
       throw new UploadError('too_many_uploads', `${this.#max} uploads are running already`)
     }
@@ -54,9 +59,10 @@ export class MemoryProgressStore implements ProgressStore {
   }
 
   end(id: string, outcome: Outcome): void {
+    const from = this.#live.get(id)?.from
     this.#live.delete(id)
     this.#delete(id)
-    this.#ended.set(id, { outcome, at: this.#now() })
+    this.#ended.set(id, { outcome, at: this.#now(), from })
     this.#forget()
   }
 
@@ -64,13 +70,16 @@ export class MemoryProgressStore implements ProgressStore {
     const live = this.#live.get(id)
     if (live) return live.progress()
     const ended = this.#ended.get(id)
-    if (ended && this.#now() - ended.at <= this.#ttl) return ended.outcome
-    return { state: 'starting' }
+    return ended && this.#isRemembered(ended) ? ended.outcome : { state: 'starting' }
+  }
+
+  #isRemembered({ at }: Ended): boolean {
+    return this.#now() - at <= this.#ttl
   }
 
   #forget(): void {
-    for (const [id, { at }] of this.#ended) {
-      if (this.#now() - at <= this.#ttl && this.size <= this.#max) return
+    for (const [id, ended] of this.#ended) {
+      if (this.#isRemembered(ended) && this.size <= this.#max) return
       this.#delete(id)
     }
   }

@@ -5,6 +5,8 @@ export type Outcome = Extract<Progress, { state: 'done' | 'error' }>
 
 /** A running upload, as a store sees it: asked for its numbers when somebody wants them, never pushing any. */
 export interface LiveUpload {
+  /** The client's address. What it used for an id is its own for as long as the outcome is remembered. */
+  readonly from: string
   progress(): Extract<Progress, { state: 'uploading' }>
 }
 
@@ -14,7 +16,10 @@ export interface LiveUpload {
  * retention, so that the last poll sees the end.
  */
 export interface ProgressStore {
-  /** Throws an UploadError `progress_id_in_use` while the id is live, and leaves that upload alone. */
+  /**
+   * Throws an UploadError `progress_id_in_use` while the id is live, and leaves that upload alone; so it does while the
+   * outcome of another client's upload is remembered, as whoever waits for that would be told of this one.
+   */
   begin(id: string, upload: LiveUpload): Awaitable<void>
   /** Replaces the live record by its outcome. An id that is not live is given the outcome alone. */
   end(id: string, outcome: Outcome): Awaitable<void>

@@ -5,6 +5,7 @@ import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import net, { type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { inspect } from 'node:util'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_LIMITS, type Limits, MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
@@ -72,6 +73,8 @@ export interface ServerOptions {
   progressMax?: number
   /** How long, in milliseconds, a request's head may take; 20 000 by default. */
   headerTimeout?: number
+  /** How long, in milliseconds, a connection waits for its next request, 0 for none; 75 000 by default. */
+  keepAlive?: number
   /** Asked for on every route; nothing is asked where it is absent. */
   token?: string
   /** Whether a form without a title is refused. True by default. */
@@ -108,6 +111,7 @@ const OPTIONS: NamesOf<ServerOptions> = {
   progressTtl: true,
   progressMax: true,
   headerTimeout: true,
+  keepAlive: true,
   token: true,
   titleRequired: true,
   allowEmpty: true,
@@ -118,6 +122,12 @@ const OPTIONS: NamesOf<ServerOptions> = {
   log: true,
 }
 
+/** Longer than balancers keep theirs, most of them a minute: whoever closes first must not meet a request on its way. */
+const KEEP_ALIVE_MS = 75_000
+/** What a line of the log has at most of a path and of an error's words, in characters, and how many files it names. */
+const PATH_MAX = 200
+const DETAIL_MAX = 500
+const NAMED_MAX = 100
 /** How long an answer may wait for its reader, in milliseconds. */
 const UNREAD_MS = 60_000
 /** How long handlers may take to let go of an upload that the end of the grace has ended, in milliseconds. */
@@ -173,6 +183,9 @@ interface Noted {
   scheme?: Scheme | undefined
   status?: number
   upload?: RequestUpload
+  /** The names of the upload's files, as far as their parts have come. */
+  names: string[]
+  stored?: Receipt['files']
   /** The form's fields, as far as they were read: an answer in HTML shows them again. */
   form?: Fields
 }
@@ -265,6 +278,7 @@ export class UploadServer {
       // Its own answer to a request without one would not linger.
       requireHostHeader: false,
       headersTimeout,
+      keepAliveTimeout: options.keepAlive ?? KEEP_ALIVE_MS,
       connectionsCheckingInterval: Math.max(100, Math.min(5000, headersTimeout / 2)),
     })
     // node's own way with a client that closes its half behind its request is to close the other, unanswered.
@@ -353,11 +367,11 @@ export class UploadServer {
   async #handle(req: IncomingMessage, res: ServerResponse, sendContinue?: () => void): Promise<void> {
     if (isTooLate(res)) return
     this.#answers.set(req.socket, res)
-    if (!res.shouldKeepAlive) makeLast(res)
+    if (this.#options.keepAlive === 0 || !res.shouldKeepAlive) makeLast(res)
     const started = performance.now()
     // Not to be had any more once the client has left.
     const from = req.socket.remoteAddress
-    const noted: Noted = { fields: { from } }
+    const noted: Noted = { fields: { from }, names: [] }
     const { path, search } = targetOf(req)
     try {
       // First of all: who has no token is told nothing else, and given nothing.
@@ -370,9 +384,10 @@ export class UploadServer {
     } catch (thrown) {
       const error = UploadError.from(thrown)
       noted.fields['code'] = error.code
-      // 503 says that there is too much to do, or an end to it: nothing is broken.
-      if (error.status >= 500 && error.status !== 503) {
-        this.#log.error(error.message, { cause: describe(error.cause) })
+      noted.fields['detail'] = error.message.slice(0, DETAIL_MAX)
+      // What has no cause was refused on purpose: nothing is broken, whatever the status.
+      if (error.cause !== undefined) {
+        this.#log[error.status >= 500 ? 'error' : 'debug'](error.message, { cause: inspect(error.cause) })
       }
       const headers: Headers = error.status === 405 ? { Allow: allowed(path) } : {}
       if (wantsPage(req)) this.#page.answerError(req, res, error, headers, noted.form)
@@ -451,7 +466,7 @@ export class UploadServer {
     const work = this.#upload(incoming).then(
       receipt => {
         this.#totals.stored++
-        noted.fields['files'] = receipt.files.length
+        noted.stored = receipt.files
         if (wantsPage(req)) this.#page.answerStored(req, res, receipt)
         else answerJson(req, res, 201, receipt)
       },
@@ -488,6 +503,7 @@ export class UploadServer {
         accepts: (name, fields) => {
           noted.form = fields
           checkCsrf?.(fields)
+          noted.names.push(name)
           return storage.accepts?.(name)
         },
       })
@@ -522,7 +538,7 @@ export class UploadServer {
       // The files are stored; that a handler cannot take the news changes nothing for the client.
       this.#log.error('a handler failed after the upload was stored', {
         id: upload.id,
-        cause: describe(error),
+        cause: inspect(error),
       })
     }
     return receipt
@@ -543,17 +559,30 @@ export class UploadServer {
     return { type: 'text/plain; version=0.0.4; charset=utf-8', body }
   }
 
+  /** One line a request. Polls and probes, which come by the second, are told at debug level alone. */
   #logAccess(req: IncomingMessage, res: ServerResponse, path: string, started: number, noted: Noted): void {
     const { from, ...fields } = noted.fields
-    this.#log.info('request', {
+    const status = noted.status ?? res.statusCode
+    const { upload } = noted
+    const isPoll = path.startsWith(ROUTES.progress) || path === ROUTES.health || path === ROUTES.metrics
+    const common = {
       from,
       method: req.method,
-      path,
-      status: noted.status ?? res.statusCode,
+      path: path.slice(0, PATH_MAX),
+      status,
       ms: Math.round(performance.now() - started),
-      received: noted.upload?.received,
-      id: noted.upload?.id,
+    }
+    if (!upload)
+      return this.#log[isPoll && status < 400 ? 'debug' : 'info']('request', { ...common, ...fields })
+    const outcome = status < 400 ? 'stored' : status < 500 ? 'refused' : 'failed'
+    const names = noted.names.map(name => ({ name }))
+    this.#log.info('upload', {
+      ...common,
+      id: upload.id,
+      outcome,
+      received: upload.received,
       ...fields,
+      ...named(noted.stored ?? names),
     })
   }
 
@@ -678,12 +707,15 @@ async function discard(files: readonly StagedFile[]): Promise<void> {
   await Promise.all(files.map(file => file.discard()))
 }
 
-function describe(cause: unknown): string | undefined {
-  return cause === undefined
-    ? undefined
-    : cause instanceof Error
-      ? (cause.stack ?? cause.message)
-      : String(cause)
+/** Files for a line of the log: by name and, where they are stored, size; the first hundred. */
+function named(files: readonly { name: string; size?: number }[]): LogFields {
+  const shown = files
+    .slice(0, NAMED_MAX)
+    .map(({ name, size }) => (size === undefined ? { name } : { name, size }))
+  return {
+    ...(shown.length > 0 && { files: shown }),
+    ...(files.length > NAMED_MAX && { more: files.length - NAMED_MAX }),
+  }
 }
 
 function noop(): void {}

@@ -11,7 +11,7 @@ const DETAIL_MAX = 1000
 export function progress(store: ProgressStore): UploadHandler {
   return {
     name: 'progress',
-    begin: upload => store.begin(upload.id, { progress: () => snapshot(upload) }),
+    begin: upload => store.begin(upload.id, { from: upload.from, progress: () => snapshot(upload) }),
     // A chunked body announces no size; at its end the size is what came.
     published: ({ id, size, received }) => store.end(id, { state: 'done', received, size: size ?? received }),
     interrupt: ({ id, size, received }, { status, code, message }) =>

@@ -4,7 +4,8 @@ import type { LiveUpload, Outcome, ProgressStore } from '../../src/index.ts'
 
 /** What every ProgressStore must do. Call it once per kind, in a file that node:test runs. */
 export function progressContract(kind: string, make: (t: TestContext) => Promise<ProgressStore>): void {
-  const upload = (received: number, size?: number): LiveUpload => ({
+  const upload = (received: number, size?: number, from = '192.0.2.1'): LiveUpload => ({
+    from,
     progress: () => ({
       state: 'uploading',
       received,
@@ -62,6 +63,25 @@ export function progressContract(kind: string, make: (t: TestContext) => Promise
     assert.deepEqual(await store.get('a'), { state: 'uploading', received: 1, size: 2, phase: 'receiving' })
     await store.end('a', done(2))
     assert.deepEqual(await store.get('a'), done(2))
+  })
+
+  test(`progress store ${kind}: an ended id is its client's own for as long as it is remembered`, async t => {
+    const store = await make(t)
+    for (const outcome of [done(10), failed]) {
+      await store.begin('a', upload(5, 10))
+      await store.end('a', outcome)
+      await assert.rejects(async () => store.begin('a', upload(0, 99, '192.0.2.2')), {
+        code: 'progress_id_in_use',
+        status: 409,
+      })
+      assert.deepEqual(await store.get('a'), outcome)
+    }
+    await store.begin('b', upload(0, 99, '192.0.2.2'))
+    await store.begin('a', upload(1, 2))
+    await store.end('a', done(2))
+    // An outcome that was never live is nobody's.
+    await store.end('c', failed)
+    await store.begin('c', upload(0, 99, '192.0.2.2'))
   })
 
   test(`progress store ${kind}: uploads are apart, and hostile ids are ids`, async t => {
