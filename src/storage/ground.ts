@@ -3,6 +3,7 @@ import { copyFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { DiskNames } from './disk-names.ts'
+import { isSame, look } from './link.ts'
 
 export interface GroundOptions {
   /** The folder of the stored files, and of their records. */
@@ -136,7 +137,10 @@ export function probeName(dir: string, staging: string): string {
 function canLink(path: string, target: string): boolean {
   try {
     fs.linkSync(path, target)
-    return true
+    // FUSE, unless told otherwise, numbers names and not files: whether a name is our file's could not be told.
+    if (isSame(look(path), look(target))) return true
+    fs.unlinkSync(target)
+    return false
   } catch (error) {
     if (NO_WORD_ON_LINKS.has(String((error as NodeJS.ErrnoException).code))) throw error
     return false
