@@ -65,6 +65,12 @@ async function aFile(t: TestContext, bytes: string | Buffer = 'hello', name = 'f
 
 test('hostile text in arguments and variables is told without harm', async t => {
   const module = await aFile(t, `throw new Error(${JSON.stringify(HOSTILE)})`, 'throws.mjs')
+  const later = await aFile(
+    t,
+    `export default { name: 'later' }; setImmediate(() => { throw new Error(${JSON.stringify(HOSTILE)}) })`,
+    'later.mjs',
+  )
+  const dir = join(await tempDir(t), 'uploads')
   const misspelled = await aFile(t, `export default { [${JSON.stringify(HOSTILE)}]() {} }`, 'misspelled.mjs')
   const cases: [args: string[], env?: Record<string, string>][] = [
     [[HOSTILE]],
@@ -86,6 +92,8 @@ test('hostile text in arguments and variables is told without harm', async t => 
     [['serve', '--handler', `./${HOSTILE}`]],
     [['serve', '--port', '0', '--handler', module]],
     [['serve', '--port', '0', '--handler', misspelled]],
+    // What nobody catches.
+    [['serve', '--port', '0', '--dir', dir, '--handler', later]],
   ]
   for (const [args, env = {}] of cases) {
     const what = JSON.stringify([args, env])
@@ -262,7 +270,8 @@ test('--progress json: every line is JSON, and the last says how it ended', asyn
 })
 
 test('--log json: every line is JSON, the token that was made included', async t => {
-  const server = await serve(t, ['--host', '0.0.0.0', '--log', 'json'])
+  // The loopback address, but not by a name that is known for one.
+  const server = await serve(t, ['--host', '::ffff:127.0.0.1', '--log', 'json'])
   server.child.kill('SIGTERM')
   assert.equal(await server.exited, 0)
   const command = jsonLines(server.stderr()).find(({ event }) => event === 'push to it with')?.command
