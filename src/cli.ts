@@ -152,8 +152,9 @@ function usageMessage({ code, message }: CommanderError): string {
   return `${variable ?? flag}: ${choices ? `"${value}" is none of ${choices}` : why}`
 }
 
-/** Where something came from that nobody expected. */
+/** Where something came from that nobody expected; a server's own internal error comes from nowhere here. */
 function traceOf({ code, cause }: UploadError): string[] | undefined {
+  if (cause instanceof UploadError) return traceOf(cause)
   if (code !== 'internal' || cause === undefined) return undefined
   const stack = String((cause as Error)?.stack ?? '').split('\n')
   return [String(cause), ...stack.filter(line => /^ +at /.test(line))]

@@ -269,6 +269,15 @@ test('--progress json: every line is JSON, and the last says how it ended', asyn
   }
 })
 
+test('what a server failed of is told in a line a file, without a trace of ours', async t => {
+  const problem = { code: 'internal', detail: 'internal error', id: 'x' }
+  const url = await fakeServer(t, 500, problem, { state: 'error', status: 500, received: 0, ...problem })
+  const file = await aFile(t)
+  const running = uploadr(t, ['push', file, file, '--url', url, '--progress', 'none'])
+  assert.equal(await running.exited, 9)
+  assert.equal(running.stderr().trimEnd().split('\n').length, 3, running.stderr())
+})
+
 test('--log json: every line is JSON, the token that was made included', async t => {
   // The loopback address, but not by a name that is known for one.
   const server = await serve(t, ['--host', '::ffff:127.0.0.1', '--log', 'json'])
