@@ -193,6 +193,23 @@ async function keepsWhatIsThere(t: TestContext, dir: string): Promise<void> {
   await stop(replacing)
 }
 
+/** Temporary files on another disk than the folder's: one of them is of the other kind. */
+async function copies(t: TestContext, dir: string): Promise<void> {
+  const ordinary = await tempDir(t)
+  for (const [folder, other] of [
+    [dir, ordinary],
+    [ordinary, dir],
+  ] as const) {
+    const places = { dir: join(folder, 'uploads'), tmp: join(other, 'tmp') }
+    const at = await serve(t, ['--min-free', '0', '--memory-max', '0', '--tmp', places.tmp], places)
+    for (const size of SIZES)
+      await stored(at, file('a.bin', randomFile(size)), file('a:b.bin', randomFile(size)))
+    assert.equal((await published(places.dir)).length, 2 * SIZES.length)
+    assert.deepEqual(await temporaryFiles(places), [])
+    await stop(at)
+  }
+}
+
 async function recovers(t: TestContext, dir: string): Promise<void> {
   const receipts: Receipt[] = []
   const forms = SIZES.map(size =>
@@ -237,7 +254,7 @@ type Scenario = (t: TestContext, dir: string) => Promise<void>
 
 /** By what is tried on it. What is refused at the start makes no difference to the rest but by what it is about. */
 const FILE_SYSTEMS: Record<string, [mount: Mount, ...scenarios: Scenario[]]> = {
-  exFAT: [onLoop(['mkfs.exfat'], ['mount.exfat-fuse']), storesEverything, keepsWhatIsThere, recovers],
+  exFAT: [onLoop(['mkfs.exfat'], ['mount.exfat-fuse']), copies, storesEverything, keepsWhatIsThere, recovers],
   'NTFS, with the names of Windows': [
     onLoop(['mkfs.ntfs', '--quick', '--force'], ['ntfs-3g', '-o', 'windows_names']),
     ...[storesEverything, keepsWhatIsThere, recovers],
@@ -256,7 +273,7 @@ const FILE_SYSTEMS: Record<string, [mount: Mount, ...scenarios: Scenario[]]> = {
     keepsWhatIsThere,
     recovers,
   ],
-  'modes refused with EPERM': [passThrough({ CHMOD: EPERM }), storesEverything],
+  'modes refused with EPERM': [passThrough({ CHMOD: EPERM }), copies, storesEverything],
   'the sync of a folder refused with EINVAL': [passThrough({ FSYNCDIR: EINVAL }), storesEverything],
   'long names refused': [passThrough({ NAME_MAX: 143 }), storesEverything],
   'characters refused with EINVAL': [
@@ -278,7 +295,7 @@ const FILE_SYSTEMS: Record<string, [mount: Mount, ...scenarios: Scenario[]]> = {
         NAME_ERRNO: EINVAL,
       },
     }),
-    ...[storesEverything, keepsWhatIsThere, recovers],
+    ...[copies, storesEverything, keepsWhatIsThere, recovers],
   ],
 }
 
