@@ -8,7 +8,13 @@ import { pathToFileURL } from 'node:url'
 import {
   compose,
   createServer,
+  type DiskOptions,
   disk,
+  LocalStorage,
+  type LocalStorageOptions,
+  type MemoryOptions,
+  type MemoryProgressOptions,
+  MemoryProgressStore,
   memory,
   openFile,
   type PushOptions,
@@ -238,7 +244,7 @@ test('names of a handler’s own: in a class any but a method’s misspelt, in a
   assert.deepEqual([counting.files, noting._noted], [1, 2])
 })
 
-test('wrong names elsewhere: push, listen, shutdown', async t => {
+test('wrong names elsewhere: push, listen, shutdown, the storage, the built-in handlers and the progress store', async t => {
   const { server } = await startServer(t)
   const path = join(await tempDir(t), 'a.txt')
   await writeFile(path, 'a')
@@ -249,6 +255,19 @@ test('wrong names elsewhere: push, listen, shutdown', async t => {
   })
   await assert.rejects(server.listen({ prot: 0 } as object), {
     message: 'listen: prot is not known; the nearest is port',
+  })
+  const dir = await tempDir(t)
+  await assert.rejects(LocalStorage.open({ dir, onConfict: 'reject' } as LocalStorageOptions), {
+    message: 'LocalStorage.open: onConfict is not known; the nearest is onConflict',
+  })
+  assert.throws(() => disk({ dir, fsink: false } as DiskOptions), {
+    message: 'disk: fsink is not known; the nearest is fsync',
+  })
+  assert.throws(() => memory({ maximum: 1 } as MemoryOptions), {
+    message: 'memory: maximum is not known; the nearest is max',
+  })
+  assert.throws(() => new MemoryProgressStore({ maxx: 1 } as MemoryProgressOptions), {
+    message: 'MemoryProgressStore: maxx is not known; the nearest is max',
   })
   await assert.rejects(server.shutdown({ garce: 0 } as object), {
     message: 'shutdown: garce is not known; the nearest is grace',

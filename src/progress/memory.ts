@@ -1,4 +1,5 @@
 import { UploadError } from '../errors.ts'
+import { checkNames, type NamesOf } from '../names.ts'
 import type { Progress } from '../protocol.ts'
 import type { LiveUpload, Outcome, ProgressStore } from './store.ts'
 
@@ -10,6 +11,8 @@ export interface MemoryProgressOptions {
   /** Milliseconds on a clock that never runs backwards; for tests. */
   now?: () => number
 }
+
+const OPTIONS: NamesOf<MemoryProgressOptions> = { ttl: true, max: true, now: true }
 
 interface Ended {
   outcome: Outcome
@@ -29,6 +32,7 @@ export class MemoryProgressStore implements ProgressStore {
   readonly #now: () => number
 
   constructor(options: MemoryProgressOptions = {}) {
+    checkNames('MemoryProgressStore', options, OPTIONS)
     this.#ttl = options.ttl ?? 30_000
     this.#max = options.max ?? 10_000
     this.#now = options.now ?? (() => performance.now())

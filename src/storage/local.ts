@@ -3,6 +3,7 @@ import { access, readdir, stat } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { UploadError } from '../errors.ts'
 import { type Logger, silentLogger } from '../log.ts'
+import { checkNames, type NamesOf } from '../names.ts'
 import type { StoredFile } from '../protocol.ts'
 import { DirectorySync } from './directory-sync.ts'
 import { Ground } from './ground.ts'
@@ -30,6 +31,14 @@ export interface LocalStorageOptions {
   /** Permissions of the files, 0o644 by default; their owner has to be let read and write. */
   mode?: number
   log?: Logger
+}
+
+const OPTIONS: NamesOf<LocalStorageOptions> = {
+  dir: true,
+  onConflict: true,
+  fsync: true,
+  mode: true,
+  log: true,
 }
 
 /** What a directory says that cannot be synced: on CIFS, and some made with FUSE. */
@@ -94,6 +103,7 @@ export class LocalStorage implements Storage {
 
   /** Makes the directory where needed, completes or clears what a dead server left in it, and opens it. */
   static async open(options: LocalStorageOptions): Promise<LocalStorage> {
+    checkNames('LocalStorage.open', options, OPTIONS)
     const { fsync = true, mode = FILE_MODE, log = silentLogger } = options
     if ((mode & 0o600) !== 0o600) throw new Error('the mode of files has to let their owner read and write')
     const dir = resolve(options.dir)

@@ -2,6 +2,7 @@ import fs from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { UploadError } from '../errors.ts'
+import { checkNames, type NamesOf } from '../names.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { Digester, type Following, HASH_INLINE_MAX, sha256 } from './digest.ts'
 import type { FileInfo, FileSink, UploadHandler } from './handler.ts'
@@ -16,6 +17,8 @@ export interface DiskOptions {
   /** Makes the folder anew where it has gone, or says why that cannot be. */
   health?: () => Promise<string | undefined>
 }
+
+const OPTIONS: NamesOf<DiskOptions> = { dir: true, fsync: true, sha256: true, health: true }
 
 /** A chunk of this size is written from where it is; smaller ones are gathered. */
 const WRITE_MIN = 64 * 1024
@@ -46,6 +49,7 @@ interface Shared {
 
 /** Writes every file it is given to a temporary file (0600) of its own. The last link of the chain. */
 export function disk(options: DiskOptions): UploadHandler & { close(): Promise<void> } {
+  checkNames('disk', options, OPTIONS)
   const digester = new Digester()
   const { dir, fsync = true, sha256: hashing = true, health = async () => 'ENOENT' } = options
   const shared: Shared = { dir, health, fsync, digester, hashing, active: 0, count: 0, syncing: false }

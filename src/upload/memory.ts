@@ -1,4 +1,5 @@
 import { MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
+import { checkNames, type NamesOf } from '../names.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { ChunkList } from './chunk-list.ts'
 import { sha256 } from './digest.ts'
@@ -13,12 +14,15 @@ export interface MemoryOptions {
   sha256?: boolean
 }
 
+const OPTIONS: NamesOf<MemoryOptions> = { max: true, total: true, sha256: true }
+
 /**
  * Keeps the files of small requests in memory. A request that announces its length is judged by it
  * and its memory reserved at once; one that does not is kept until it crosses the limit, then the
  * file in hand spills to the next handler and the later ones go there directly.
  */
 export function memory(options: MemoryOptions = {}): UploadHandler {
+  checkNames('memory', options, OPTIONS)
   const hashing = options.sha256 ?? true
   const budget = new Budget(options.max ?? MEMORY_MAX, options.total ?? MEMORY_TOTAL)
   return {
