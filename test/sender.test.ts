@@ -16,7 +16,9 @@ import {
   type PushProgress,
   push,
   streamSource,
+  tap,
   type UploadError,
+  type UploadHandler,
 } from '../src/index.ts'
 import {
   BINARY,
@@ -157,13 +159,13 @@ test('a FIFO is read to its end, whenever its writer comes', ENDS, async t => {
 
 test('what is given slowly is no silence of the server’s', ENDS, async t => {
   const { url } = await startServer(t)
-  const running = uploadr(t, ['push', '-', '--url', url, '--timeout', '300ms', '--id', 'slow'], {
+  const running = uploadr(t, ['push', '-', '--url', url, '--timeout', '3s', '--id', 'slow'], {
     stdin: 'pipe',
   })
   running.child.stdin?.write('x')
   await arrived(running, url, 'slow')
-  // Longer than the timeout, by the clock of the timeout itself.
-  await delay(1000)
+  // Longer than the timeout.
+  await delay(4500)
   running.child.stdin?.end('y')
   assert.equal(await running.exited, 0, running.stderr())
 })
@@ -217,9 +219,9 @@ test('a server that stores has no count that could change, and is alive', ENDS, 
     }
     res.end(JSON.stringify({ state: 'uploading', received: 99, size: 99, phase: 'storing' }))
     // Far more than the timeout has room for.
-    if (++polls === 30) answer()
+    if (++polls === 60) answer()
   })
-  assert.equal((await push({ url, source: hello(), timeout: 200, interval: 50 })).verified, true)
+  assert.equal((await push({ url, source: hello(), timeout: 1000, interval: 50 })).verified, true)
 })
 
 test(
@@ -274,6 +276,63 @@ test('answers without an end have one', ENDS, async t => {
   const refused = 'HTTP/1.1 413 Too Large\r\n\r\n'
   await assert.rejects(endless(refused, 'x'.repeat(1000), undefined), is('body_too_large', 6))
   await assert.rejects(endless(refused, ' ', 20), is('body_too_large', 6))
+})
+
+test(
+  'an outcome that is known is not waited for without end, whatever is still to be sent',
+  ENDS,
+  async t => {
+    // Gives a little, again and again; or nothing more.
+    const trickle = (t: TestContext, every?: number) => {
+      const stream = new Readable({ read() {} })
+      stream.push('x')
+      const timer = every && setInterval(() => stream.push('y'), every)
+      t.after(() => clearInterval(timer))
+      return streamSource(stream, 'trickle')
+    }
+    const recorded = {
+      state: 'error',
+      status: 413,
+      code: 'body_too_large',
+      detail: 'too large, at /?key=hush',
+    }
+    const silent = await fakeServer(t, (req, res) => {
+      if (req.method === 'GET') res.end(JSON.stringify(recorded))
+    })
+    const endless = await fakeServer(t, (req, res) => {
+      if (req.method === 'GET') return void res.writeHead(404).end()
+      const timer = setInterval(() => res.write(' '), 20)
+      req.socket.once('close', () => clearInterval(timer))
+      req.once('data', () => res.writeHead(413).flushHeaders())
+    })
+    for (const every of [undefined, 50]) {
+      const at = (url: string) => push({ url, source: trickle(t, every), timeout: 500, interval: 20 })
+      await assert.rejects(at(`${silent}?key=hush`), is('body_too_large', 6, /^too large, at \/…$/))
+      await assert.rejects(at(endless), is('body_too_large', 6))
+    }
+  },
+)
+
+test('answers that are none, or not all there', ENDS, async t => {
+  const answer = async (text: string) => {
+    const server = net.createServer(socket => {
+      socket.once('data', head => {
+        if (head.toString().startsWith('POST')) setImmediate(() => socket.end(text))
+        else socket.destroy()
+      })
+    })
+    return push({ url: `http://127.0.0.1:${await listen(t, server)}/`, source: hello() })
+  }
+  const cut = 'HTTP/1.1 201 Created\r\nContent-Length: 500\r\n\r\n{'
+  await assert.rejects(answer(cut), is('answer_lost', 10, /may be stored/))
+  await assert.rejects(answer(''), is('answer_lost', 10, /may be stored/))
+  const upgrade = 'HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n'
+  await assert.rejects(answer(upgrade), is('bad_answer', 9, /another protocol, unasked \(101\)/))
+  const with4 = 'Content-Length: 4\r\n\r\nnull'
+  await assert.rejects(answer(`HTTP/1.1 201 Created\r\n${with4}`), is('bad_answer', 9, /no receipt/))
+  await assert.rejects(answer(`HTTP/1.1 400 Bad\r\n${with4}`), is('bad_request', 6, /HTTP 400/))
+  const large = `HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n${'x'.repeat(100_000)}`
+  await assert.rejects(answer(large), is('bad_answer', 9, /HTTP 200/))
 })
 
 test('the user of a URL is sent as Basic, its query is kept, for polls too', ENDS, async t => {
@@ -664,6 +723,20 @@ test('what arrived is verified where a handler stores something else', ENDS, asy
       is('bad_answer', 9),
     )
   }
+})
+
+test('a handler of the server’s that changes bytes is no mismatch', ENDS, async t => {
+  const upper: UploadHandler = {
+    name: 'upper',
+    async open(info, next) {
+      const inner = await next(info)
+      return tap(inner, { write: chunk => inner.write(Buffer.from(chunk.toString().toUpperCase())) })
+    },
+  }
+  const { url, dir } = await startServer(t, { handlers: [upper] })
+  const result = await push({ url, source: hello() })
+  assert.deepEqual([result.verified, result.sha256], [true, sha256(Buffer.from('hello'))])
+  assert.equal(await readFile(join(dir, result.name), 'utf8'), 'HELLO')
 })
 
 test('a name that is not UTF-8 is sent, made valid, and said', ENDS, async t => {

@@ -8,6 +8,8 @@ export interface Address {
   readonly query: string
   /** `Authorization`, or nothing. */
   readonly headers: Readonly<Record<string, string>>
+  /** What a server said, without the secrets of this address: some repeat what they were asked. */
+  hide(text: string): string
 }
 
 /** Throws `usage` unless the text is an http or https URL, and the token can be sent. */
@@ -26,7 +28,12 @@ export function parseAddress(text: string, token: string | undefined): Address {
   }
   url.username = url.password = url.search = url.hash = ''
   if (!url.pathname.endsWith('/')) url.pathname += '/'
-  return { base: url, query, headers }
+  const proof = headers['authorization']?.split(' ')[1]
+  const secrets = [query, query && decoded(query), proof, password, decoded(password)].filter(
+    secret => !!secret,
+  ) as string[]
+  const hide = (text: string) => secrets.reduce((shown, secret) => shown.replaceAll(secret, '…'), text)
+  return { base: url, query, headers, hide }
 }
 
 /** What was meant as a URL, without what may be secret in it: all before its last @, and what follows its path. */

@@ -25,6 +25,8 @@ export function lastingFailure(thrown: unknown, base: URL): UploadError | undefi
     if (/^\x15\x03/.test(error.data ?? '')) return plainToTls(base, thrown)
     return as('bad_answer', `what ${host} answers is not HTTP: ${JSON.stringify(error.data?.slice(0, 60))}`)
   }
+  if (code === 'UND_ERR_SOCKET' && message === 'bad upgrade')
+    return as('bad_answer', `${host} goes over to another protocol, unasked (101)`)
   if (code === 'UND_ERR_HEADERS_OVERFLOW')
     return as('bad_answer', `the head of ${host}’s answer is too large`)
   if (code === 'UND_ERR_RES_EXCEEDED_MAX_SIZE') return as('bad_answer', `the answer of ${host} is too large`)

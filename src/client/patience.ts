@@ -11,6 +11,7 @@ export class Patience {
   /** From here on at most `ms`, 0 for ever; then `over` is called, once, unless something else is waited for by then. */
   wait(ms: number, over: () => void): void {
     this.stop()
+    this.suspended = false
     this.#silent = 0
     if (ms === 0) return
     const tick = Math.max(10, Math.min(250, ms / 8))

@@ -143,8 +143,8 @@ export async function push(options: PushOptions): Promise<PushResult> {
     sender = new KeptSender(options)
     return await sender.push(options)
   } finally {
-    await sender?.close()
-    await options.source.close()
+    if (sender) await sender.close()
+    else await options.source.close()
   }
 }
 
@@ -314,13 +314,14 @@ class Transfer {
     this.#sent(after.length)
   }
 
-  /** The source's bytes. While it has none to give, the server owes nothing. */
+  /** The source's bytes. While it has none to give, the server owes nothing; until its answer or its progress has said how it ended. */
   async *#read(): AsyncGenerator<Uint8Array> {
-    this.#patience.suspended = true
+    const wait = () => (this.#patience.suspended = !this.#endPolling.signal.aborted)
+    wait()
     for await (const chunk of this.#options.source.read()) {
       this.#patience.suspended = false
       yield chunk
-      this.#patience.suspended = true
+      wait()
     }
     this.#patience.suspended = false
   }
@@ -331,6 +332,8 @@ class Transfer {
   }
 
   #alive(): void {
+    // What is still sent after the outcome is known, or its answer has begun, makes neither come.
+    if (this.#endPolling.signal.aborted) return
     this.#interim = 0
     this.#patience.heard()
   }
@@ -366,7 +369,6 @@ class Transfer {
     } else if (progress.state === 'error' || this.#allSent) {
       // The answer is on its way to us. If it never comes, this is what there is to tell.
       this.#endPolling.abort()
-      this.#patience.suspended = false
       const why = `no answer came within ${formatDuration(ANSWER_GRACE_MS)}`
       const end =
         this.#verdict(progress, why) ?? new UploadError('connection_lost', `the body ended early: ${why}`)
@@ -444,7 +446,7 @@ class Transfer {
     if (said?.state === 'error') {
       // Our own connection's end, as the server saw it, explains nothing.
       if (said.code === 'truncated_body') return undefined
-      return UploadError.fromServer(said.status, said.code, said.detail)
+      return UploadError.fromServer(said.status, said.code, this.#endpoint.hide(said.detail))
     }
     const mayBe = said?.state === 'done' || (said?.state === 'uploading' && this.#allSent)
     return mayBe ? this.#answerLost(said, why) : undefined
@@ -492,18 +494,22 @@ class Transfer {
   }
 }
 
-function refusal({ status, text, location, retryAfter }: Answer, { base, query }: Address): UploadError {
+function refusal(
+  { status, text, location, retryAfter }: Answer,
+  { base, query, hide }: Address,
+): UploadError {
   if (status >= 300 && status < 400) {
     const url =
       location !== undefined && URL.canParse(location, base.href) ? new URL(location, base).href : location
-    const to = url === undefined ? '' : ` to ${withoutSecrets(url)}`
+    const to = url === undefined ? '' : ` to ${hide(withoutSecrets(url))}`
     return new UploadError('bad_answer', `the server redirects${to}; push does not follow`, { status })
   }
   // What nginx and Go say to a plain request.
   if (status === 400 && base.protocol === 'http:' && /\bHTTPS (port|server)\b/i.test(text))
     return plainToTls(base)
   const problem = problemOf(text)
-  const detail = typeof problem?.detail === 'string' ? problem.detail : `the server answered HTTP ${status}`
+  const detail =
+    typeof problem?.detail === 'string' ? hide(problem.detail) : `the server answered HTTP ${status}`
   const code = typeof problem?.code === 'string' ? problem.code : ''
   // Which server was asked is half of what may be wrong, and its own words know only the path.
   const where = status === 404 ? `${base.href}${query && '?…'}: ` : ''

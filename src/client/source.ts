@@ -85,7 +85,7 @@ export function streamSource(stream: AsyncIterable<Uint8Array>, name: string): S
           yield chunk
         }
       } catch (cause) {
-        throw localError(name, cause)
+        throw cause instanceof UploadError ? cause : localError(name, cause)
       }
     },
     sha256: async () => hash.digest('hex'),
@@ -138,9 +138,9 @@ class FileSource implements Source {
       return new FileSource(fd, path, stats, { size, first: Buffer.alloc(0), whole: false })
     }
     const room = Buffer.allocUnsafeSlow(said || UNSURE_SIZE)
-    const first = await fill(fd, path, room, room.length, () => false)
-    // A file that says 0 and fills the room goes on, nobody knows how far.
-    const whole = said > 0 || first.length < room.length
+    const { bytes: first, ended } = await fill(fd, path, room, room.length, () => false)
+    // A file that says 0 and fills the room goes on, nobody knows how far; so does one that has nothing more yet.
+    const whole = said > 0 ? ended || first.length === said : ended
     return new FileSource(fd, path, stats, { size: whole ? first.length : undefined, first, whole })
   }
 
@@ -169,16 +169,20 @@ class FileSource implements Source {
     })
     // What a file grows by while it is sent is not sent: the length was promised.
     const end = this.size ?? Number.POSITIVE_INFINITY
-    const next = async ({ bytes, hashed }: (typeof buffers)[number], from: number) => {
-      await hashed
-      return fill(this.#fd, this.#path, bytes, Math.min(bytes.length, end - from), () => this.#closed)
+    const next = ({ bytes, hashed }: (typeof buffers)[number], from: number) => {
+      const filling = Promise.resolve(hashed).then(() =>
+        fill(this.#fd, this.#path, bytes, Math.min(bytes.length, end - from), () => !this.#closed),
+      )
+      // Nobody may wait for it any more; but the descriptor is not given up under it.
+      this.#reading = filling.catch(() => {})
+      return filling
     }
     let position = this.#first.length
     for (let turn = 0, filling = next(at(buffers, turn), position); position < end; turn++) {
-      const chunk = await filling
+      const { bytes: chunk } = await filling
       if (chunk.length === 0) break
       position += chunk.length
-      if (position < end) filling = this.#ahead(next(at(buffers, turn + 1), position))
+      if (position < end) filling = next(at(buffers, turn + 1), position)
       at(buffers, turn).hashed = hasher.update(chunk)
       yield chunk
     }
@@ -207,34 +211,31 @@ class FileSource implements Source {
     await this.#hasher?.close()
     await files.close(this.#fd)
   }
-
-  /** A read that nobody waits for yet: a consumer that stops asking does not see it reject. */
-  #ahead<T>(reading: Promise<T>): Promise<T> {
-    this.#reading = reading.catch(() => {})
-    return reading
-  }
 }
 
-/** Reads until `wanted` bytes are there or the file ends; a single read may return less. A pipe has no positions. */
+/** Reads until `wanted` bytes are there, or the file ends, or has no more yet and nobody waits; a single read may return less. */
 async function fill(
   fd: number,
   path: string,
   buffer: Uint8Array,
   wanted: number,
-  closed: () => boolean,
-): Promise<Uint8Array> {
+  waits: () => boolean,
+): Promise<{ bytes: Uint8Array; ended: boolean }> {
   let filled = 0
-  while (filled < wanted && !closed()) {
+  let ended = false
+  while (filled < wanted && !ended) {
     try {
+      // A pipe has no positions, and nobody else reads here.
       const { bytesRead } = await files.read(fd, buffer, filled, wanted - filled, null)
-      if (bytesRead === 0) break
       filled += bytesRead
+      ended = bytesRead === 0
     } catch (cause) {
       if ((cause as NodeJS.ErrnoException).code !== 'EAGAIN') throw localError(path, cause)
-      await delay(RETRY_MS)
+      if (waits()) await delay(RETRY_MS)
+      if (!waits()) break
     }
   }
-  return buffer.subarray(0, filled)
+  return { bytes: buffer.subarray(0, filled), ended }
 }
 
 type Waiting = Promise<void> | undefined
