@@ -415,6 +415,25 @@ test('what cannot be read is said, with the part and its head', async t => {
   }
 })
 
+test('a part over a limit is named', async t => {
+  const at = await startServer(t, { limits: { fields: 2, files: 1, fieldBytes: 100, nameBytes: 20 } })
+  const note = (name: string, body: string): Part => ({ name, body })
+  const rows: [string, Part[], RegExp][] = [
+    ['too_many_fields', [TITLE, note('a', ''), note('b', '')], /: b is one too many/],
+    ['too_many_files', [TITLE, NAMED, { ...NAMED, name: 'second' }], /: second has one too many/],
+    ['fields_too_large', [TITLE, note('long', 'x'.repeat(200))], /larger than 100 B with long/],
+    ['fields_too_large', [TITLE, note('long', 'x'.repeat(90))], /larger than 100 B with long/],
+    [
+      'name_too_long',
+      [TITLE, { ...NAMED, name: 'f', filename: 'x'.repeat(21) }],
+      /of a file in f has 21 bytes/,
+    ],
+  ]
+  for (const [code, parts, detail] of rows) {
+    await t.test(code, async () => void (await refused(at, multipart(parts), code, detail)))
+  }
+})
+
 test('blanks behind a boundary are padding', async t => {
   const at = await startServer(t)
   const form = multipart([TITLE, NAMED, { name: 'note', body: 'x' }]).toString()

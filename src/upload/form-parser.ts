@@ -19,7 +19,7 @@ export interface FormListener {
   fileData(bytes: Buffer): Awaitable<void>
   fileEnd(): Awaitable<void>
   /** So many bytes of a field's value are kept until it is whole. */
-  fieldData(bytes: number): void
+  fieldData(head: PartHead, bytes: number): void
   /** A whole field: its bytes, one a character. */
   field(head: PartHead, bytes: string): void
 }
@@ -216,7 +216,7 @@ export class FormParser {
   }
 
   #fieldData(piece: Buffer): void {
-    this.#listener.fieldData(piece.length)
+    this.#listener.fieldData(this.#head as PartHead, piece.length)
     if (this.#gathered + piece.length > FIELD_BLOCK) this.#handOn()
     if (piece.length > FIELD_BLOCK) return this.#reader.data(piece)
     this.#block ??= Buffer.allocUnsafeSlow(FIELD_BLOCK)

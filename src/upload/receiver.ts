@@ -230,10 +230,13 @@ class Reception implements FormListener {
   field({ name, charset, digests }: PartHead, bytes: string): void {
     const { fields, fieldBytes } = this.#options.limits
     if (++this.#fieldCount > fields) {
-      throw new UploadError('too_many_fields', `the form has more than ${plural(fields, 'field')}`)
+      throw new UploadError(
+        'too_many_fields',
+        `the form has more than ${plural(fields, 'field')}: ${name} is one too many`,
+      )
     }
     this.#fieldBytes += Buffer.byteLength(name) + bytes.length
-    if (this.#fieldBytes > fieldBytes) throw fieldsTooLarge(fieldBytes)
+    if (this.#fieldBytes > fieldBytes) throw fieldsTooLarge(fieldBytes, name)
     this.#piecesHeld = 0
     if (digests) {
       const check = new DigestCheck(digests)
@@ -243,10 +246,10 @@ class Reception implements FormListener {
     this.#fields.add(name, bytes, charset)
   }
 
-  fieldData(bytes: number): void {
+  fieldData({ name }: PartHead, bytes: number): void {
     this.#piecesHeld += bytes
     const { fieldBytes } = this.#options.limits
-    if (this.#piecesHeld > fieldBytes) throw fieldsTooLarge(fieldBytes)
+    if (this.#piecesHeld > fieldBytes) throw fieldsTooLarge(fieldBytes, name)
     this.#holdFields(bytes)
   }
 
@@ -263,10 +266,13 @@ class Reception implements FormListener {
   file(head: PartHead): Awaitable<void> {
     const { files, nameBytes } = this.#options.limits
     if (++this.#fileCount > files) {
-      throw new UploadError('too_many_files', `the form has more than ${plural(files, 'file')}`)
+      throw new UploadError(
+        'too_many_files',
+        `the form has more than ${plural(files, 'file')}: ${head.name} has one too many`,
+      )
     }
     const length = Buffer.byteLength(head.filename ?? '')
-    if (length > nameBytes) throw nameTooLong(length, nameBytes)
+    if (length > nameBytes) throw nameTooLong(head.name, length, nameBytes)
     const name = cleanFileName(head.filename ?? '', head.hasBackslash)
     if (name !== undefined) return this.#begin(head, name)
     // What a browser sends for an input left alone, and no file; unless bytes come.
@@ -379,12 +385,18 @@ function bodyTooLarge(limit: number, size?: number): UploadError {
   )
 }
 
-function fieldsTooLarge(limit: number): UploadError {
-  return new UploadError('fields_too_large', `the form's fields are larger than ${formatSize(limit)}`)
+function fieldsTooLarge(limit: number, name: string): UploadError {
+  return new UploadError(
+    'fields_too_large',
+    `the form's fields are larger than ${formatSize(limit)} with ${name}`,
+  )
 }
 
-function nameTooLong(length: number, limit: number): UploadError {
-  return new UploadError('name_too_long', `the name of a file has ${length} bytes, ${limit} are allowed`)
+function nameTooLong(field: string, length: number, limit: number): UploadError {
+  return new UploadError(
+    'name_too_long',
+    `the name of a file in ${field} has ${length} bytes, ${limit} are allowed`,
+  )
 }
 
 function tooSlow(rate: number, minRate: number, over: number): UploadError {
