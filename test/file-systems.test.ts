@@ -344,6 +344,23 @@ test('temporary files that cannot be made: no server starts', async t => {
   assert.deepEqual(await temporaryFiles({ dir }), [])
 })
 
+test('a disk that is full at the start: uploads are told so, until there is room', async t => {
+  const disk = await smallFileSystem(t, '20m')
+  if (disk === undefined) return
+  const full = join(disk, 'full')
+  await writeFile(full, Buffer.alloc(21 * MIB)).catch(error => assert.equal(error.code, 'ENOSPC'))
+  for (const args of [[], ['--tmp', join(disk, 'tmp')]]) {
+    const dir = args.length === 0 ? join(disk, 'dir') : join(await tempDir(t), 'uploads')
+    const server = await serve(t, ['--min-free', '0', ...args], { dir })
+    const { status, json } = await post(server.url, form(file(LARGE)))
+    assert.deepEqual([status, json?.code], [507, 'disk_full'])
+    await rm(full)
+    await assertServes(server)
+    await end(server)
+    await writeFile(full, Buffer.alloc(21 * MIB)).catch(error => assert.equal(error.code, 'ENOSPC'))
+  }
+})
+
 test('modes and syncs of folders refused: found out at the start, told, and done without', async t => {
   const disk = await faults(t)
   if (!disk) return
@@ -707,4 +724,50 @@ test('an upgrade in place under a running server: it goes on with the code it wa
   assert.equal((await post(String(url), Buffer.from('no form'))).status, 400)
   child.kill('SIGTERM')
   assert.deepEqual(await exited, [0, null])
+})
+
+/** A real exFAT of 32 MiB, by FUSE; undefined, and the test skipped, where there is none to be had. */
+async function exfat(t: TestContext): Promise<string | undefined> {
+  const root = await tempDir(t)
+  const [image, path] = [join(root, 'image'), join(root, 'exfat')]
+  await mkdir(path)
+  const script =
+    'truncate -s 32m "$1" && mkfs.exfat "$1" >&2 && device=$(losetup -f --show "$1") && echo "$device" && mount.exfat-fuse "$device" "$2" >&2'
+  const { code, stdout, stderr } = await run('sh', ['-c', script, 'sh', image, path])
+  t.after(async () => {
+    await run('umount', ['-l', path])
+    if (stdout) await run('losetup', ['-d', stdout.trim()])
+  })
+  if (code === 0) return path
+  t.skip(`no exFAT here: ${stderr.trim()}`)
+  return undefined
+}
+
+test('exFAT: names it refuses, names that differ in case, and replacing, undone and cut by a crash', async t => {
+  const disk = await exfat(t)
+  if (disk === undefined) return
+  const dir = join(disk, 'uploads')
+  const args = ['--min-free', '0', '--on-conflict', 'replace']
+  const server = await serve(t, args, { dir })
+  const { url } = server
+  const names = ['a:b?.txt', 'A_B_.TXT', 'a:b?.txt', 'con', 'ends.', `${'x'.repeat(251)}.txt`, '字🚀é.txt']
+  const bodies = names.map((_, i) => randomFile(1000 + i))
+  const { status, json, text } = await post(
+    url,
+    form(...names.map((name, i) => file(bodies[i] as Buffer, name))),
+  )
+  assert.equal(status, 201, text)
+  for (const [i, stored] of json.files.entries()) await assertStored(dir, stored, bodies[i] as Buffer)
+  assert.deepEqual((await published(dir)).sort(), json.files.map(({ name }: { name: string }) => name).sort())
+  assert.equal(json.files[0].name, 'a_b_.txt')
+
+  await mkdir(join(dir, 'folder'))
+  assertRefused(await post(url, form(file('new', 'con'), file('x', 'folder'))), 'name_taken', /folder/)
+  assert.ok((await readFile(join(dir, 'con'))).equals(bodies[3] as Buffer))
+  await assertServes(server)
+  server.child.kill('SIGKILL')
+  await server.exited
+  const next = await serve(t, args, { dir })
+  assert.deepEqual(await temporaryFiles({ dir }), [])
+  await end(next)
 })

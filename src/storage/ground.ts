@@ -3,7 +3,7 @@ import { copyFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { DiskNames } from './disk-names.ts'
-import { isSame, look } from './link.ts'
+import { exists, isSame, look } from './link.ts'
 
 export interface GroundOptions {
   /** The folder of the stored files, and of their records. */
@@ -34,6 +34,8 @@ export class Ground {
   /** In words, what the file system cannot do, or does its own way. */
   readonly without: readonly string[]
   readonly hasLinks: boolean
+  /** Whether names that differ in upper and lower case only are one. */
+  readonly foldsCase: boolean
   readonly names: DiskNames
   readonly #mode: number
   readonly #fsync: boolean
@@ -53,19 +55,24 @@ export class Ground {
     const path = join(staging, 'probe')
     // Of a name that nobody else can choose; should we die within the next lines, recovery removes it.
     const named = probeName(dir, staging)
-    const fd = fs.openSync(path, 'wx', mode)
     try {
-      const made = fs.fstatSync(fd)
-      this.#keepsMode = (made.mode & 0o777) === mode
-      this.#hasModes = succeeds(() => fs.fchmodSync(fd, mode))
-      if (!this.#hasModes) without.push('the mode of files')
-      const folder = fs.statSync(dir)
-      this.#group = folder.mode & SET_GROUP ? folder.gid : made.gid
-      this.#keepsGroup = made.gid === this.#group
-      if (!this.#keepsGroup && !succeeds(() => fs.fchownSync(fd, -1, this.#group))) {
-        without.push("the folder's group")
+      const fd = fs.openSync(path, 'wx', mode)
+      try {
+        const made = fs.fstatSync(fd)
+        this.#keepsMode = (made.mode & 0o777) === mode
+        this.#hasModes = succeeds(() => fs.fchmodSync(fd, mode))
+        if (!this.#hasModes) without.push('the mode of files')
+        const folder = fs.statSync(dir)
+        this.#group = folder.mode & SET_GROUP ? folder.gid : made.gid
+        this.#keepsGroup = made.gid === this.#group
+        if (!this.#keepsGroup && !succeeds(() => fs.fchownSync(fd, -1, this.#group))) {
+          without.push("the folder's group")
+        }
+        if (fsync) fs.fdatasyncSync(fd)
+      } finally {
+        fs.closeSync(fd)
       }
-      if (fsync) fs.fdatasyncSync(fd)
+      this.foldsCase = exists(join(staging, 'PROBE'))
       this.hasLinks = canLink(path, named)
       if (!this.hasLinks) {
         without.push('hard links: a name taken at the same moment by another program is not protected')
@@ -74,7 +81,6 @@ export class Ground {
         fs.renameSync(named, path)
       }
     } finally {
-      fs.closeSync(fd)
       succeeds(() => fs.unlinkSync(path))
       succeeds(() => fs.unlinkSync(named))
     }

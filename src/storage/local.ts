@@ -126,11 +126,12 @@ export class LocalStorage implements Storage {
   }
 
   /** A name that the disk has no likeness of, and with `reject` a taken one, is refused before its bytes arrive. */
-  accepts(name: string): void {
-    const stored = this.#ground.names.fit(name)
-    if (this.#onConflict !== 'reject') return
-    const there = look(join(this.folder, stored))
-    if (there) throw nameTaken(stored, there.isDirectory() ? 'folder' : 'file')
+  accepts(name: string): void | Promise<void> {
+    try {
+      return this.#accept(name)
+    } catch (error) {
+      return this.#mend(error).then(() => this.#accept(name))
+    }
   }
 
   async publish(upload: UploadFacts, files: readonly StagedFile[]): Promise<StoredFile[]> {
@@ -201,6 +202,13 @@ export class LocalStorage implements Storage {
     return new Publication(this.#ground, this.#staging.path, key, document)
   }
 
+  #accept(name: string): void {
+    const stored = this.#ground.names.fit(name)
+    if (this.#onConflict !== 'reject') return
+    const there = look(join(this.folder, stored))
+    if (there) throw nameTaken(stored, there.isDirectory() ? 'folder' : 'file')
+  }
+
   /** Steps 1 and 2: the files and the record in the staging folder, whole and synced. */
   async #stage(publication: Publication, files: readonly StagedFile[]): Promise<void> {
     const results = await Promise.allSettled(
@@ -236,7 +244,7 @@ export class LocalStorage implements Storage {
     return (there, i) => {
       if (this.#onConflict === 'rename') return 'vary'
       const { name } = publication.stored[i] as StoredFile
-      const isOurs = publication.isOurs(there)
+      const isOurs = publication.isOurs(i, there)
       // Replacing is for files of other uploads: two of one upload are both wanted.
       if (this.#onConflict === 'replace' && !there.isDirectory()) return isOurs ? 'vary' : 'replace'
       if (isOurs) throw new UploadError('name_taken', `the upload has two files named ${name}`)

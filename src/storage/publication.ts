@@ -30,7 +30,7 @@ export class Publication {
   #kept: string
   readonly #ground: Ground
   readonly #base: string
-  /** What files without a second link were when they got their names. */
+  /** What files without a second link are under their names. */
   readonly #moved = new Map<number, Stats>()
   #hasReplaced = false
 
@@ -59,9 +59,12 @@ export class Publication {
     return `${this.#ground.dir}/${this.#file(i).name}`
   }
 
-  /** Whether it is a file of this upload. */
-  isOurs(there: Stats): boolean {
-    return this.stored.some((_, i) => isSame(there, this.#ours(i)))
+  /** Whether the name of file `i`, which is taken, was given to one of this upload before it. */
+  isOurs(i: number, there: Stats): boolean {
+    const { foldsCase } = this.#ground
+    const folded = (name: string) => (foldsCase ? name.normalize('NFC').toLowerCase() : name)
+    const own = folded(this.#file(i).name)
+    return this.stored.slice(0, i).some(({ name }, j) => folded(name) === own || isSame(there, this.#ours(j)))
   }
 
   /** Notes what is under the names now, for a recovery to know what it may replace. */
@@ -138,10 +141,9 @@ export class Publication {
 
   #link(i: number): void {
     const { hasLinks } = this.#ground
-    const staged = this.staged(i)
-    const ours = hasLinks ? undefined : fs.lstatSync(staged)
-    linkNew(staged, this.target(i), hasLinks)
-    if (ours) this.#moved.set(i, ours)
+    linkNew(this.staged(i), this.target(i), hasLinks)
+    // By its name: made with FUSE, some file systems give a file another number when it moves.
+    if (!hasLinks) this.#moved.set(i, fs.lstatSync(this.target(i)))
   }
 
   /** False, and nothing done but that the name is free or another's, where somebody was quicker. */

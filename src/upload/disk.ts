@@ -271,6 +271,10 @@ export async function tryDisk(dir: string, fsync: boolean): Promise<boolean> {
       () => true,
       () => false,
     )
+  } catch (error) {
+    // What is full now may have room later; until then uploads are told.
+    if (UploadError.from(error).code === 'disk_full') return true
+    throw error
   } finally {
     await close(fd)
     await fs.promises.unlink(path)
