@@ -189,6 +189,8 @@ async function keepsWhatIsThere(t: TestContext, dir: string): Promise<void> {
   assert.equal(status, 409, text)
   assert.ok((await readFile(join(dir, 'a.bin'))).equals(bodies.at(-1) as Buffer))
   assert.deepEqual(await published(dir), [...before, 'folder'].sort())
+  // One name to a disk that folds case, and two files of one upload: both are wanted.
+  await stored(replacing, file('case.bin', bodies[0] as Buffer), file('CASE.BIN', bodies[1] as Buffer))
   assert.deepEqual(await temporaryFiles({ dir }), [])
   await stop(replacing)
 }
