@@ -28,10 +28,10 @@ export function parseAddress(text: string, token: string | undefined): Address {
   }
   url.username = url.password = url.search = url.hash = ''
   if (!url.pathname.endsWith('/')) url.pathname += '/'
-  const proof = headers['authorization']?.split(' ')[1]
-  const secrets = [query, query && decoded(query), proof, password, decoded(password)].filter(
-    secret => !!secret,
-  ) as string[]
+  const proof = headers['authorization']?.split(' ')[1] ?? ''
+  // Less than this may be a word of the server's own.
+  const long = [proof, password, decoded(password)].filter(secret => secret.length >= 8)
+  const secrets = query === '' ? long : [query, decoded(query), ...long]
   const hide = (text: string) => secrets.reduce((shown, secret) => shown.replaceAll(secret, '…'), text)
   return { base: url, query, headers, hide }
 }
