@@ -107,9 +107,15 @@ test('a script of a page whose name was pointed here is refused although nothing
     Accept: '*/*',
     'Accept-Language': 'en-US,en;q=0.9',
   }
-  for (const path of ['/progress/a', '/metrics', '/', '/healthz', '/nothing']) {
-    assert.equal((await ask(url, `GET ${path}`, headers)).json?.code, 'forbidden', path)
+  // Firefox lets a script call itself something else, and any browser lets it say that it reads nothing.
+  for (const said of [{}, { 'User-Agent': 'curl/8' }, { 'User-Agent': '', 'Accept-Language': '' }]) {
+    for (const path of ['/progress/a', '/metrics', '/', '/healthz', '/nothing']) {
+      assert.equal((await ask(url, `GET ${path}`, { ...headers, ...said })).json?.code, 'forbidden', path)
+    }
   }
+  // fetch of node says that it reads everything, and how it fetches, which no script may say.
+  const node = { Host: 'files.lan', 'User-Agent': 'node', 'Accept-Language': '*', 'Sec-Fetch-Mode': 'cors' }
+  assert.equal((await ask(url, 'GET /progress/a', node)).status, 200)
 })
 
 test('a page is for browsers: whoever only accepts HTML is answered in JSON', async t => {

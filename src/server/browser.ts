@@ -10,16 +10,24 @@ type Request = Pick<IncomingMessage, 'headers'>
 const SIGNS = ['origin', 'sec-fetch-site', 'upgrade-insecure-requests'] as const
 
 /**
- * Whether a browser sent a request, and so perhaps a page that its user knows nothing of. The Host check, CSRF and the
- * form of answers all go by this.
- *
- * A page reached by plain http under a name sends none of the signs when its script gets something of its own origin:
- * what a page does whose name was pointed at this machine. It still says Mozilla and which languages its user reads.
- * PowerShell and WinHTTP say Mozilla too, but know of no languages.
+ * Whether a browser sent a request, as far as it does not hide it: CSRF and the form of answers go by this. Before the
+ * signs there were browsers too: they say Mozilla, and which languages their user reads. PowerShell and WinHTTP say
+ * Mozilla as well, but know of no languages.
  */
 export function isBrowser({ headers }: Request): boolean {
   if (SIGNS.some(name => headers[name] !== undefined)) return true
   return headers['accept-language'] !== undefined && (headers['user-agent'] ?? '').startsWith('Mozilla/')
+}
+
+/**
+ * Whether the script of a page may have sent a request, whatever it calls itself; the Host check goes by this. By plain
+ * http and under a name, what a page gets of its own origin has none of the signs (Chromium, tried with fetch, XHR, images,
+ * events and workers), and Firefox lets it say another User-Agent. What no browser lets it do is to leave out
+ * Accept-Language, or to send Sec-Fetch-Mode, by which node's fetch is known.
+ */
+export function mayBeOfPage(req: Request): boolean {
+  const { 'accept-language': languages, 'sec-fetch-mode': mode } = req.headers
+  return isBrowser(req) || (languages !== undefined && mode === undefined)
 }
 
 /**

@@ -2,7 +2,7 @@ import type { IncomingMessage } from 'node:http'
 import { isIP } from 'node:net'
 import os from 'node:os'
 import { UploadError } from '../errors.ts'
-import { isBrowser } from './browser.ts'
+import { mayBeOfPage } from './browser.ts'
 
 /**
  * What the server is called, and which origins are its own: two questions. `box` is this machine whatever the port, but
@@ -26,12 +26,12 @@ export class KnownNames {
   }
 
   /**
-   * Throws `forbidden` where a browser asks for a name that is not ours. A page whose name its owner lets point at this
+   * Throws `forbidden` where a browser may be asking for a name that is not ours. A page whose name its owner lets point at this
    * machine (DNS rebinding) is of the same origin as this server, as far as the browser can tell; the name gives it away.
    * Nobody rebinds an address, or curl.
    */
   check(req: IncomingMessage): void {
-    if (!isBrowser(req)) return
+    if (!mayBeOfPage(req)) return
     const name = hostName(req.headers.host ?? '').slice(0, 200)
     if (isIP(name) || name.endsWith('.localhost') || this.#hosts.has(name)) return
     throw new UploadError(
