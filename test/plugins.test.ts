@@ -79,7 +79,7 @@ test('a code of its own and a status: in the answer, in the progress record, and
 })
 
 test('the status of a code of its own decides what push exits with; without one it is 422', () => {
-  const made = [undefined, 401, 403, 408, 413, 422, 500, 507].map(status => {
+  const made = [undefined, 401, 403, 408, 413, 422, 429, 500, 503, 507].map(status => {
     // As a handler in JavaScript may: the types ask for a status.
     const extras = (status === undefined ? {} : { status }) as { status: number }
     const error = new UploadError('quarantine_full', 'x', extras)
@@ -92,7 +92,9 @@ test('the status of a code of its own decides what push exits with; without one 
     [408, 4],
     [413, 6],
     [422, 6],
+    [429, 4],
     [500, 9],
+    [503, 4],
     [507, 6],
   ]
   assert.deepEqual(made, exits)
