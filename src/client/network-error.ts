@@ -1,4 +1,3 @@
-import { connect } from 'node:tls'
 import { UploadError } from '../errors.ts'
 
 /** What a request failed of where another try does not help, or what came was no answer; undefined for any other reason. */
@@ -41,7 +40,9 @@ export function plainToTls({ host }: URL, cause?: unknown): UploadError {
  * Whether TLS is spoken there. Many servers say nothing to a plain request: they close the connection, as
  * one does that breaks down.
  */
-export function speaksTls({ hostname, port }: URL, patience: number): Promise<boolean> {
+export async function speaksTls({ hostname, port }: URL, patience: number): Promise<boolean> {
+  // Who sends over plain HTTP has no other use for it.
+  const { connect } = await import('node:tls')
   return new Promise(resolve => {
     const socket = connect({
       host: hostname.replace(/^\[|\]$/g, ''),
