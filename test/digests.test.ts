@@ -83,6 +83,10 @@ test('a digest of a part: a right one stands with its file, a wrong one refuses 
         withHeaders('file', '; filename="b.bin"', bytes, 'Content-MD5: AAAAAAAAAAAAAAAAAAAAAA=='),
         /md5 digest of b\.bin/,
       ],
+      [
+        withHeaders('file', '; filename=""', Buffer.alloc(0), `Content-Digest: ${wrong}`),
+        /digest of the part file is wrong/,
+      ],
       [withHeaders('note', '', note, `Content-Digest: ${wrong}`), /digest of the field note is wrong/],
       [
         withHeaders('file', '; filename="b.bin"', bytes, 'Content-Digest: nonsense'),

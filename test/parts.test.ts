@@ -403,6 +403,12 @@ test('what cannot be read is said, with the part and its head', async t => {
     ],
     ['nothing', Buffer.alloc(0), 'truncated_body', /before its first part/],
     ['the beginning of a boundary', lines('--BOUND'), 'truncated_body', /before its first part/],
+    [
+      'a part behind the last one',
+      Buffer.concat([form, Buffer.from('\r\n'), multipart([{ ...NAMED, filename: 'late.bin' }])]),
+      'malformed_body',
+      /^a part follows the closing boundary$/,
+    ],
     ['cut in a file', form.subarray(0, form.length - 20), 'truncated_body', /ends in part 2 \(file\)/],
   ]
   for (const [row, body, code, detail] of rows) {

@@ -59,7 +59,7 @@ export class FormParser {
   readonly #search: DelimiterSearch
   readonly #reader: PartReader
   readonly #delimiter: Buffer
-  #state: 'preamble' | 'head' | PartHead['kind'] | 'epilogue' = 'preamble'
+  #state: 'preamble' | 'head' | PartHead['kind'] | 'epilogue' | 'behind' = 'preamble'
   /** The end of the preamble, as long as a boundary; undefined for no preamble. */
   #preambleEnd: Buffer | undefined
   /** What there is of the head in hand, and of the line before it; nothing once it has been read. */
@@ -99,12 +99,12 @@ export class FormParser {
 
   /** The next chunk, once the one before has been taken. The memory is used again after that. */
   write(chunk: Buffer): Awaitable<void> {
-    return this.#state === 'epilogue' ? undefined : this.#take(this.#search.pieces(chunk))
+    return this.#take(this.#search.pieces(chunk))
   }
 
   /** The body has ended. Throws a `truncated_body` where the form had not. */
   end(): void {
-    if (this.#state === 'epilogue') return
+    if (this.#isClosed) return
     if (this.#parts > 0) throw truncated(`the form ends in ${this.#part()}, before its closing boundary`)
     if (this.#preambleEnd) throw malformed(`${this.#boundary()} never appears`)
     throw truncated(`the form${this.#within} ends before its first part`)
@@ -124,7 +124,11 @@ export class FormParser {
 
   #atDelimiter(): Awaitable<void> {
     const state = this.#state
-    if (state === 'epilogue') return
+    if (this.#isClosed) {
+      this.#state = 'behind'
+      this.#bytes = EMPTY
+      return
+    }
     if (state === 'head') this.#refuse('has a head without an end')
     if (state === 'field') this.#handOn()
     if (state === 'files') this.#inner?.end()
@@ -149,7 +153,23 @@ export class FormParser {
         return this.#headData(piece)
       case 'preamble':
         return this.#preamble(piece)
+      case 'behind':
+        return this.#behind(piece)
     }
+  }
+
+  get #isClosed(): boolean {
+    return this.#state === 'epilogue' || this.#state === 'behind'
+  }
+
+  /** Behind the last delimiter is nothing to read (RFC 2046, 5.1.1), but one more part would be lost. */
+  #behind(piece: Buffer): void {
+    this.#bytes = Buffer.concat([this.#bytes, piece.subarray(0, CRLF.length)])
+    if (this.#bytes.length < CRLF.length) return
+    if (this.#bytes.subarray(0, CRLF.length).equals(CRLF)) {
+      throw malformed(`a part follows the closing boundary${this.#within}`)
+    }
+    this.#state = 'epilogue'
   }
 
   /** A boundary in what comes before the first one would be a part that is not read. */

@@ -120,7 +120,7 @@ export function announced(limits: Pick<Limits, 'body'>): UploadHandler {
       if (range !== undefined) {
         throw new UploadError(
           'partial_upload',
-          `an upload is sent whole, not as ${range.slice(0, 100)} of it`,
+          `an upload is sent whole, not in pieces (Content-Range: ${range.slice(0, 100)})`,
         )
       }
       const coding = headers['content-encoding'] || 'identity'
@@ -312,13 +312,21 @@ class Reception implements FormListener {
   }
 
   fileEnd(): void {
-    if (this.#nameless) this.#blanks.push(this.#nameless.name)
-    this.#nameless = undefined
+    this.#endBlank()
     const sink = this.#sink
     const file = this.#file
     this.#sink = undefined
     this.#file = undefined
     if (sink && file) this.#closing.push(this.#close(sink, file, this.#staged.push(undefined) - 1))
+  }
+
+  /** A file in hand that has neither a name nor a byte is none, unless its head says that there were some. */
+  #endBlank(): void {
+    const head = this.#nameless
+    if (!head) return
+    this.#nameless = undefined
+    if (head.digests) new DigestCheck(head.digests).finish(`the part ${head.name}`)
+    this.#blanks.push(head.name)
   }
 
   async #close(sink: FileSink, file: FileInfo, place: number): Promise<void> {
