@@ -590,7 +590,10 @@ test('a quota, where a handler makes files larger than what was sent', async t =
   const answers = await Promise.all(
     Array.from({ length: 5 }, () => post(at.url, multipart([TITLE, file(randomFile(100_000))]))),
   )
-  assert.deepEqual(answers.map(({ status }) => status).sort(), [201, 201, 507, 507, 507])
+  // Two have room; how many of the others are on their way decides whether the second sees it.
+  const stored = answers.filter(({ status }) => status === 201).length
+  assert.ok(stored === 1 || stored === 2, `${stored} of 400 kB are stored within 1 MB`)
+  for (const { status, json } of answers) assert.ok(status === 201 || json.code === 'quota_exceeded')
   assert.ok((await sizeOnDisk(at.dir)) <= quota)
   assert.deepEqual(await temporaryFiles(at), [])
 })
