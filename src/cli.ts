@@ -120,9 +120,10 @@ function asked({ argv, env }: Process, option: string): string | undefined {
 
 /** Tells what was thrown, and returns the exit code. */
 function tell(thrown: unknown, ending: Ending, program: Command, out: Output): number {
+  const more = () => out.message('(--help tells more)')
   if (!(thrown instanceof CommanderError)) {
     const error = UploadError.from(thrown)
-    ending.failed(error)
+    ending.failed(error, error.code === 'usage' ? more : undefined)
     return error.exitCode
   }
   // Help and version come this way too, printed and with 0.
@@ -133,7 +134,7 @@ function tell(thrown: unknown, ending: Ending, program: Command, out: Output): n
       program.commands.find(each => each.name() === 'push')?.outputHelp({ error: true }),
     )
   } else if (thrown.code !== 'commander.help') {
-    ending.failed(usage, () => out.message('(--help tells more)'))
+    ending.failed(usage, more)
   }
   return usage.exitCode
 }
@@ -143,7 +144,7 @@ function usageMessage({ code, message }: CommanderError): string {
   const words = message.replace(/^error: /, '').replace(/\n(\(Did you mean [^\n]*\))$/, ' $1')
   if (code === 'commander.unknownOption') return words.replace(/'(--[^=]*|-.).*'/s, "'$1'")
   const [, flag, value, variable, why = ''] =
-    /^option '(?:-\w, )?(--[\w-]+)[^']*' (?:argument|value) '(.*)'(?: from env '(\w+)')? is invalid\. (.*)$/s.exec(
+    /^option '(?:-\w, )?(--[\w-]+)[^']*' (?:argument|value) '(.*?)(?:' from env '(\w+))?' is invalid\. (?!.*' is invalid\. )(.*)$/s.exec(
       words,
     ) ?? []
   if (flag === undefined) return words

@@ -13,13 +13,13 @@ export function checkNames(where: string, given: object, known: object): void {
   }
 }
 
-export function unknownName(where: string, name: string, known: readonly string[]): UploadError {
-  return new UploadError('usage', `${where}: ${name} is not known; the nearest is ${nearest(name, known)}`)
-}
-
-/** The one of `known` that takes the fewest edits to become. */
-export function nearest(name: string, known: readonly string[]): string | undefined {
-  return known.toSorted((a, b) => edits(name, a) - edits(name, b))[0]
+/** `prefix` is what all the names begin with. */
+export function unknownName(where: string, name: string, known: readonly string[], prefix = ''): UploadError {
+  const [nearest = ''] = known.toSorted((a, b) => edits(name, a) - edits(name, b))
+  // With more than half of its letters to be changed it is another word.
+  const isNear = edits(name, nearest) <= (name.length - prefix.length) / 2
+  const hint = isNear ? `; the nearest is ${nearest}` : ''
+  return new UploadError('usage', `${where}: ${name} is not known${hint}`)
 }
 
 /** How many letters are to be added, removed, changed or swapped with the next to make one of the other; case is none. */

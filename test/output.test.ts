@@ -373,6 +373,78 @@ test('a variable of no option is refused at start, with the nearest that is one;
   assert.equal(await of(['--help'], { UPLOADR_MAX_SZIE: '1' }).exited, 0)
 })
 
+test('a variable that nothing is near to is told without a nearest; one of Kubernetes with what keeps it away', async t => {
+  const file = await aFile(t)
+  const cases: [args: string[], variable: string, value: string, told: RegExp][] = [
+    [['push', file], 'UPLOADR_FOO', '1', /^uploadr: environment: UPLOADR_FOO is not known\n/],
+    [['push', file], 'UPLOADR_SERVICE_HOST', '1', /UPLOADR_SERVICE_HOST .*enableServiceLinks: false/],
+    [['push', file], 'UPLOADR_SERVICE_PORT_HTTP', '80', /UPLOADR_SERVICE_PORT_HTTP .*enableServiceLinks: f/],
+    [['serve'], 'UPLOADR_PORT_8000_TCP', 'tcp://10.0.0.1:8000', /UPLOADR_PORT_8000_TCP .*enableServiceLinks/],
+    [['serve'], 'UPLOADR_WEB_PORT', 'tcp://10.0.0.1:8000', /UPLOADR_WEB_PORT .*enableServiceLinks: false/],
+    [['serve'], 'UPLOADR_PORT', 'tcp://10.0.0.1:8000', /UPLOADR_PORT: .*enableServiceLinks: false/],
+  ]
+  for (const [args, variable, value, told] of cases) {
+    const running = uploadr(t, args, { env: { [variable]: value } })
+    assert.equal(await running.exited, 2, variable)
+    assert.match(running.stderr(), told)
+    assert.doesNotMatch(running.stderr(), /the nearest is/)
+  }
+})
+
+test('a wrong value is told by the option or the variable that gave it, nothing is sent, and all usage errors end alike', async t => {
+  const file = await aFile(t)
+  const { url, dir } = await startServer(t)
+  const long = 'x'.repeat(51)
+  const values: [option: string, value: string, told: RegExp][] = [
+    ['title', '', /It is empty\./],
+    ['title', ' ', /It is blank\./],
+    ['title', long, /a title has at most 50 characters, this one has 51/],
+    ['name', '   ', /It is blank\./],
+    ['id', 'a/b', /a\/b: a progress id is /],
+    ['type', 'text', /text is not a media type/],
+    ['url', 'ftp://host/', /ftp:\/\/host\/ is not an http or https URL/],
+    ['token', 'a b', /the token has a blank/],
+    ['timeout', 'long', /"long" is not a duration/],
+    ['progress', 'bra', /"bra" is none of auto, bar,/],
+  ]
+  const told = async (args: string[], env: Record<string, string> = {}) => {
+    const running = uploadr(t, args, { env })
+    assert.equal(await running.exited, 2, running.stderr())
+    assert.equal(running.stdout(), '')
+    const [line = '', ...rest] = running.stderr().trimEnd().split('\n')
+    assert.deepEqual(rest, ['(--help tells more)'], running.stderr())
+    return line.replace(/^uploadr: /, '')
+  }
+  for (const [option, value, why] of values) {
+    const at = option === 'url' ? [] : ['--url', url]
+    const variable = `UPLOADR_${option.toUpperCase()}`
+    const byOption = await told(['push', file, ...at, `--${option}`, value])
+    assert.ok(byOption.startsWith(`--${option}: `), byOption)
+    assert.match(byOption, why)
+    const byVariable = await told(['push', file, ...at], { [variable]: value })
+    assert.ok(byVariable.startsWith(`${variable}: `), byVariable)
+    assert.match(byVariable, why)
+  }
+  assert.match(await told(['push', file, file], { UPLOADR_ID: 'x' }), /^UPLOADR_ID is for one file$/)
+  assert.match(await told(['push', file, file, '--name', 'x']), /^--name is for one file$/)
+  assert.match(await told(['serve'], { UPLOADR_HANDLER: './none.mjs' }), /^UPLOADR_HANDLER \.\/none\.mjs: /)
+  await told(['bogus'])
+  await told(['push', file], { UPLOADR_URI: url })
+  assert.deepEqual(await published(dir), [])
+})
+
+test('an empty file and an empty name are told as what they are', async t => {
+  const { url } = await startServer(t)
+  const told = async (path: string) => {
+    const running = uploadr(t, ['push', path, '--url', url, '--progress', 'none'])
+    await running.exited
+    return running.stderr()
+  }
+  const empty = await aFile(t, '', 'empty')
+  assert.match(await told(empty), /^uploadr: \/.*\/empty: The submitted file is empty\./)
+  assert.equal(await told(''), 'uploadr: "": no such file\n')
+})
+
 test('help of every command, by every way to ask for it; push alone shows its usage', async t => {
   const of = async (...args: string[]) => {
     const running = uploadr(t, args)

@@ -338,7 +338,7 @@ test('exit codes and output of the binary', async t => {
   const token = ['--url', url, '--token', 'secret']
   const cases: [string[], number, RegExp][] = [
     [[small, ...token], 0, /^$|uploading/],
-    [[empty, ...token], 6, new RegExp(`^uploadr: ${empty}: file: The submitted file is empty\\. `, 'm')],
+    [[empty, ...token], 6, new RegExp(`^uploadr: ${empty}: The submitted file is empty\\. `, 'm')],
     [
       [small, '--url', `${url}nothing`, '--token', 'secret'],
       6,

@@ -19,7 +19,7 @@ export function parseAddress(text: string, token: string | undefined): Address {
     throw new UploadError('usage', `${withoutSecrets(text)} is not an http or https URL`)
   const { username, password, search: query } = url
   const headers: Record<string, string> = {}
-  if (token !== undefined) headers['authorization'] = `Bearer ${checked(token)}`
+  if (token !== undefined) headers['authorization'] = `Bearer ${checkToken(token)}`
   if (username !== '' || password !== '') {
     if (token !== undefined)
       throw new UploadError('usage', 'the token and the URL’s user are two answers to who asks: give one')
@@ -42,7 +42,7 @@ export function withoutSecrets(text: string): string {
 }
 
 /** RFC 9110, 5.5: what a header cannot hold. Nor can blanks be in a token: a server would read it to the first. */
-function checked(token: string): string {
+export function checkToken(token: string): string {
   const at = token.search(/[^\x21-\x7e\x80-\xff]/)
   if (token !== '' && at < 0) return token
   const kinds: [RegExp, string][] = [

@@ -148,6 +148,23 @@ export async function push(options: PushOptions): Promise<PushResult> {
   }
 }
 
+/** Each throws `usage` for what no server would take. */
+export function checkType(type: string): void {
+  if (!/^[\w.+-]+\/[\w.+-]+$/.test(type))
+    throw new UploadError('usage', `${type} is not a media type such as text/plain`)
+}
+
+export function checkTitle(title: string): void {
+  const length = Array.from(title.trim()).length
+  if (length > TITLE_MAX)
+    throw new UploadError('usage', `a title has at most ${TITLE_MAX} characters, this one has ${length}`)
+}
+
+export function checkId(id: string): void {
+  if (!isProgressId(id))
+    throw new UploadError('usage', `${id}: a progress id is 1 to 128 of A-Z a-z 0-9 . _ ~ -`)
+}
+
 class KeptSender implements Sender {
   readonly #options: SenderOptions
   readonly #address: Address
@@ -156,9 +173,9 @@ class KeptSender implements Sender {
   readonly #polling: Connection
 
   constructor(options: SenderOptions) {
-    const { url = DEFAULT_URL, token, type, interval = 0, timeout = 0 } = options
-    if (type !== undefined && !/^[\w.+-]+\/[\w.+-]+$/.test(type))
-      throw new UploadError('usage', `${type} is not a media type such as text/plain`)
+    const { url = DEFAULT_URL, token, title, type, interval = 0, timeout = 0 } = options
+    if (type !== undefined) checkType(type)
+    if (title !== undefined) checkTitle(title)
     if (!(interval >= 0 && timeout >= 0))
       throw new UploadError('usage', `interval ${interval} and timeout ${timeout} are to be 0 or more`)
     this.#options = options
@@ -170,8 +187,7 @@ class KeptSender implements Sender {
   async push(options: FileOptions): Promise<PushResult> {
     const { source, id = randomBytes(16).toString('hex') } = options
     try {
-      if (!isProgressId(id))
-        throw new UploadError('usage', `${id}: a progress id is 1 to 128 of A-Z a-z 0-9 . _ ~ -`)
+      checkId(id)
       const endpoint = { ...this.#address, id, connection: this.#polling }
       return await new Transfer({ ...this.#options, ...options }, this.#upload, endpoint).run()
     } finally {

@@ -54,7 +54,8 @@ const files = {
 
 /** A file by its path, as text or bytes; what is no regular file (a FIFO, a device) is read to its end. */
 export async function openFile(path: string | Buffer): Promise<Source> {
-  const shown = path.toString()
+  // An empty path is an unset variable of a shell's, and is to be seen.
+  const shown = path.toString() || '""'
   const fd = await files.open(path, FLAGS).catch(cause => {
     throw localError(shown, cause)
   })

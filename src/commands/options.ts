@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
+import { UploadError } from '../errors.ts'
 import { unknownName } from '../names.ts'
 import { formatSize, parseDuration, parseSize } from '../units.ts'
 
@@ -38,6 +39,17 @@ export function integer(min: number, max: number) {
   }
 }
 
+const LINK = 'is made by Kubernetes for a service called uploadr: enableServiceLinks: false keeps it away'
+/** Of another service that begins with uploadr, too: UPLOADR_WEB_PORT_8000_TCP_ADDR. */
+const LINK_NAME = /_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$/
+const LINK_VALUE = /^(tcp|udp|sctp):\/\//
+
+/** Its variable is that of a service link, too. */
+export function port(text: string): number {
+  if (LINK_VALUE.test(text)) throw new InvalidArgumentError(`"${text}" ${LINK}.`)
+  return integer(0, 65535)(text)
+}
+
 /** Permissions in octal that let the owner read and write. */
 export function fileMode(text: string): number {
   const mode = /^0?[0-7]{3}$/.test(text) ? Number.parseInt(text, 8) : 0
@@ -50,6 +62,25 @@ export function fileMode(text: string): number {
 export function text(value: string): string {
   if (value === '') throw new InvalidArgumentError('It is empty.')
   return value
+}
+
+/** Text of which something is to be seen. */
+export function visible(value: string): string {
+  if (text(value).trim() === '') throw new InvalidArgumentError('It is blank.')
+  return value
+}
+
+/** What `check` throws `usage` for. */
+export function checked(check: (value: string) => unknown) {
+  return (value: string): string => {
+    try {
+      check(visible(value))
+    } catch (error) {
+      if (error instanceof UploadError) throw new InvalidArgumentError(error.message)
+      throw error
+    }
+    return value
+  }
 }
 
 /** A value that may be given several times, or once in the environment, separated by commas. */
@@ -70,6 +101,12 @@ export function option(flags: string, description: string, parse?: (value: strin
 const TRUE = new Set(['1', 'true', 'yes', 'on'])
 const FALSE = new Set(['0', 'false', 'no', 'off'])
 
+/** What an option's value came from: its variable or its flag. */
+export function giver(command: Command, name: string): string {
+  const { long, envVar } = command.options.find(each => each.attributeName() === name) ?? {}
+  return String(command.getOptionValueSource(name) === 'env' ? envVar : long)
+}
+
 /** Reads what commander does not, or reads wrong, in the environment. */
 export function readEnvironment(command: Command, env: NodeJS.ProcessEnv): void {
   refuseUnknown(command, env)
@@ -81,7 +118,10 @@ function refuseUnknown(command: Command, env: NodeJS.ProcessEnv): void {
   const commands = command.parent?.commands ?? [command]
   const known = commands.flatMap(({ options }) => options.flatMap(({ envVar }) => envVar ?? []))
   for (const name of Object.keys(env)) {
-    if (name.startsWith(PREFIX) && !known.includes(name)) throw unknownName('environment', name, known)
+    if (!name.startsWith(PREFIX) || known.includes(name)) continue
+    if (LINK_NAME.test(name) || LINK_VALUE.test(env[name] ?? ''))
+      throw new UploadError('usage', `environment: ${name} ${LINK}`)
+    throw unknownName('environment', name, known, PREFIX)
   }
 }
 

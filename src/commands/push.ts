@@ -1,15 +1,16 @@
 import { setFlagsFromString } from 'node:v8'
 import { Command } from 'commander'
-import { openSender, type PushResult, type Sender } from '../client/push.ts'
+import { checkToken, parseAddress } from '../client/address.ts'
+import { checkId, checkTitle, checkType, openSender, type PushResult, type Sender } from '../client/push.ts'
 import { openFile, type Source, streamSource } from '../client/source.ts'
 import { UploadError } from '../errors.ts'
-import { DEFAULT_URL, isProgressId } from '../protocol.ts'
+import { DEFAULT_URL } from '../protocol.ts'
 import { lateReporter } from '../terminal/late.ts'
 import type { Output } from '../terminal/output.ts'
 import { type Reporter, silentReporter } from '../terminal/reporter.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
 import { argumentBytes } from './argument-bytes.ts'
-import { duration, type Host, option, readEnvironment, text } from './options.ts'
+import { checked, duration, giver, type Host, option, readEnvironment, visible } from './options.ts'
 import { type EndSignal, onEndSignals, onStop } from './signals.ts'
 
 /** Failures of files that are stored, or may be. */
@@ -35,12 +36,24 @@ export function pushCommand(host: Host, out: Output): Command {
   return new Command('push')
     .description('send files, with a bar that shows what the server has received')
     .argument('<file...>', 'what to send; - is standard input')
-    .addOption(option('--url <url>', 'where the server is', text).default(DEFAULT_URL))
-    .addOption(option('--title <text>', "title of the upload (default: the file's name)", text))
-    .addOption(option('--name <name>', "name to send the file under (default: the file's)", text))
-    .addOption(option('--type <type>', 'media type to declare', text).default('application/octet-stream'))
-    .addOption(option('--id <id>', 'progress id (default: 128 random bits)', text))
-    .addOption(option('--token <token>', 'what the server asks for', text))
+    .addOption(
+      option(
+        '--url <url>',
+        'where the server is',
+        checked(url => parseAddress(url, undefined)),
+      ).default(DEFAULT_URL),
+    )
+    .addOption(
+      option('--title <text>', "title of the upload (default: the file's name)", checked(checkTitle)),
+    )
+    .addOption(option('--name <name>', "name to send the file under (default: the file's)", visible))
+    .addOption(
+      option('--type <type>', 'media type to declare', checked(checkType)).default(
+        'application/octet-stream',
+      ),
+    )
+    .addOption(option('--id <id>', 'progress id (default: 128 random bits)', checked(checkId)))
+    .addOption(option('--token <token>', 'what the server asks for', checked(checkToken)))
     .addOption(option('--json', 'print the result as JSON').default(false, 'off'))
     .addOption(
       option('--progress <how>', 'how to show progress on stderr')
@@ -55,6 +68,10 @@ export function pushCommand(host: Host, out: Output): Command {
       // node ends only when V8 has optimised undici's WebAssembly, a parser of a few answers: 150 ms for nothing.
       setFlagsFromString('--liftoff-only')
       readEnvironment(command, host.env)
+      for (const name of ['id', 'name']) {
+        if (files.length > 1 && command.getOptionValue(name) !== undefined)
+          throw new UploadError('usage', `${giver(command, name)} is for one file`)
+      }
       await pushAll(host, out, files, command.opts<PushCommandOptions>())
     })
 }
@@ -67,7 +84,6 @@ async function pushAll(
   files: readonly string[],
   options: PushCommandOptions,
 ): Promise<void> {
-  checkUsage(files, options)
   const { url, title, type, token, interval, timeout } = options
   const sender = openSender({
     url,
@@ -130,21 +146,11 @@ async function pushAll(
   throw new UploadError('some_failed', told)
 }
 
-/** The failure by the file's name. What is wrong with a local file names it already. */
+/** The failure by the file's name. What is wrong with a local file names it already; `file` is the form's field for it. */
 function about(file: string, error: UploadError): UploadError {
-  return error.code === 'local_file' ? error : error.said(`${file}: ${error.message}`)
-}
-
-function checkUsage(files: readonly string[], options: PushCommandOptions): void {
-  if (options.id !== undefined && !isProgressId(options.id)) {
-    throw new UploadError(
-      'usage',
-      `--id ${options.id}: a progress id is 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -`,
-    )
-  }
-  if (files.length > 1 && (options.id !== undefined || options.name !== undefined)) {
-    throw new UploadError('usage', '--id and --name are for one file')
-  }
+  if (error.code === 'local_file') return error
+  const words = error.code === 'invalid_form' ? error.message.replace(/^file: /, '') : error.message
+  return error.said(`${file}: ${words}`)
 }
 
 async function pushOne(

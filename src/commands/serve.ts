@@ -15,10 +15,12 @@ import type { UploadHandler } from '../upload/handler.ts'
 import {
   duration,
   fileMode,
+  giver,
   type Host,
   integer,
   list,
   option,
+  port,
   readEnvironment,
   size,
   sizeUpTo,
@@ -74,9 +76,7 @@ export function serveCommand(host: Host, out: Output): Command {
   return new Command('serve')
     .description('receive uploads and answer their progress')
     .addOption(option('--host <address>', 'address to listen on', text).default(DEFAULT_HOST))
-    .addOption(
-      option('--port <number>', 'port to listen on, 0 for any', integer(0, 65535)).default(DEFAULT_PORT),
-    )
+    .addOption(option('--port <number>', 'port to listen on, 0 for any', port).default(DEFAULT_PORT))
     .addOption(option('--dir <path>', 'where stored files live', text).default('./uploads'))
     .addOption(option('--tmp <path>', 'where temporary files are made (default: inside --dir)', text))
     .addOption(option('--on-conflict <how>', 'when a name is taken').choices(ON_CONFLICT).default('rename'))
@@ -159,7 +159,7 @@ export function serveCommand(host: Host, out: Output): Command {
     )
     .action(async (_, command: Command) => {
       readEnvironment(command, host.env)
-      await serve(host, out, command.opts<ServeOptions>())
+      await serve(host, out, command.opts<ServeOptions>(), giver(command, 'handler'))
     })
 }
 
@@ -180,7 +180,7 @@ function wait(flags: string, description: string, value: string) {
 }
 
 /** Resolves when the server has ended as the first signal asked. */
-async function serve(host: Host, out: Output, options: ServeOptions): Promise<void> {
+async function serve(host: Host, out: Output, options: ServeOptions, handlerGiver: string): Promise<void> {
   const log = createLogger({ stream: out.log, format: options.log, level: options.logLevel })
   // Loaded here, not above: `push` and `--help` start without the server.
   const [{ createServer }, { isLoopback }, { loadHandler }] = await Promise.all([
@@ -191,7 +191,7 @@ async function serve(host: Host, out: Output, options: ServeOptions): Promise<vo
   const open = isLoopback(options.host)
   const token = options.token ?? (open ? undefined : randomBytes(18).toString('base64url'))
   const handlers: UploadHandler[] = []
-  for (const module of options.handler) handlers.push(await loadHandler(module))
+  for (const module of options.handler) handlers.push(await loadHandler(module, handlerGiver))
   const settings = serverOptions(options, handlers, token, log)
   const { host: address, port } = options
   const doing = `cannot listen on ${address} port ${port}`

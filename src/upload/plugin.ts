@@ -19,12 +19,12 @@ const NAMES: readonly string[] = ['name', ...METHODS, 'close']
 
 /**
  * A user's handler: the default export of an ES module, an UploadHandler or a function that makes
- * one. A path is taken from the working directory; a bare name is a package.
+ * one. A path is taken from the working directory; a bare name is a package. Errors begin with `giver`.
  */
-export async function loadHandler(specifier: string): Promise<UploadHandler> {
+export async function loadHandler(specifier: string, giver: string): Promise<UploadHandler> {
   const isPath = /^[./\\]|^[A-Za-z]:|\.[cm]?js$/.test(specifier)
   const url = isPath ? pathToFileURL(resolve(specifier)).href : specifier
-  const where = `--handler ${specifier}`
+  const where = `${giver} ${specifier}`
   let exported: unknown
   try {
     exported = (await import(url)).default
