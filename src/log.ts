@@ -42,16 +42,23 @@ export function createLogger(options: {
 export const silentLogger: Logger = { debug() {}, info() {}, warn() {}, error() {} }
 
 function jsonLine(time: string, level: string, event: string, fields: LogFields): string {
-  // JSON.stringify leaves bidi overrides and C1 controls raw; a log is read in terminals too.
-  return JSON.stringify({ time, level, event, ...fields }).replace(UNPRINTABLE, escapeUnit)
+  return harmlessJson({ time, level, event, ...fields })
 }
+
+/** JSON.stringify leaves bidi overrides and C1 controls raw; a log is read in terminals too. */
+function harmlessJson(value: unknown): string {
+  return JSON.stringify(value).replace(UNPRINTABLE, escapeUnit)
+}
+
+/** What stands in a line of text as it is: printable ASCII without a space, `"`, `=` and a backslash. All else is a JSON string. */
+const WORD = /^[!#-<>-[\]-~]+$/
 
 function textLine(time: string, level: string, event: string, fields: LogFields): string {
   const parts = [time, level.toUpperCase().padEnd(5), printable(event)]
   for (const [key, value] of Object.entries(fields)) {
     if (value === undefined) continue
-    const text = printable(inText(value))
-    parts.push(`${key}=${/^[^\s"=]+$/.test(text) ? text : JSON.stringify(text)}`)
+    const text = inText(value)
+    parts.push(`${key}=${WORD.test(text) ? text : harmlessJson(text)}`)
   }
   return parts.join(' ')
 }

@@ -76,6 +76,11 @@ export function formatDuration(ms: number): string {
   return `${Math.floor(minutes / 60)}h${two(minutes % 60)}m`
 }
 
+/** `1 file is`, `2 files are`, for what comes behind the noun: `1 file of yours is`. */
+export function isOrAre(count: number): string {
+  return count === 1 ? 'is' : 'are'
+}
+
 /** `1 file`, `2 files`. */
 export function plural(count: number, noun: string): string {
   return `${count} ${noun}${count === 1 ? '' : 's'}`

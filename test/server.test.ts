@@ -769,6 +769,94 @@ test('the access log: one line a request, whatever is in it', async t => {
   }
 })
 
+test('the log as text: a value of several lines is one line, escaped once, and can be had back', () => {
+  const lines: string[] = []
+  const log = createLogger({ stream: { write: line => lines.push(line) }, now: () => new Date(0) })
+  const values = [
+    'Error: a\n    at b',
+    '\u202e\x1b[31m\x9b\u2028\ud800',
+    'a\\nb',
+    'C:\\new',
+    '"',
+    'a=b',
+    '',
+    'é',
+  ]
+  log.error('failed', { ...Object.fromEntries(values.entries()), plain: 'a,b/c:d', number: 7 })
+  assert.equal(
+    lines.join(''),
+    String.raw`1970-01-01T00:00:00.000Z ERROR failed 0="Error: a\n    at b" 1="\u202e\u001b[31m\u009b\u2028\ud800" 2="a\\nb" 3="C:\\new" 4="\"" 5="a=b" 6="" 7="é" plain=a,b/c:d number=7` +
+      '\n',
+  )
+  const quoted = Array.from(String(lines[0]).matchAll(/ \d=("(?:\\.|[^"\\])*")/g), ([, text]) =>
+    JSON.parse(String(text)),
+  )
+  assert.deepEqual(quoted, values)
+})
+
+test('a refusal says what was refused, how much room there is without it, and counts in good grammar', async t => {
+  const detail = async (url: string, body: Buffer, headers = {}) =>
+    String((await post(url, body, { headers })).json?.detail)
+  await t.test('the extension', async t => {
+    const denying = await startServer(t, { kinds: { denyExtensions: ['php'] } })
+    const allowing = await startServer(t, { kinds: { allowExtensions: ['jpg'] } })
+    const of = ({ url }: { url: string }, filename: string) =>
+      detail(url, multipart([TITLE, { ...FILE, filename }]))
+    assert.equal(
+      await of(denying, 'x.php.jpg'),
+      'x.php.jpg has the extension .php, which is not accepted here',
+    )
+    assert.equal(
+      await of(allowing, 'x.jpg.gif'),
+      'x.jpg.gif has the extension .gif, which is not accepted here',
+    )
+    assert.equal(await of(allowing, 'x'), 'x has no extension, which is not accepted here')
+  })
+  await t.test('the room', async t => {
+    const quota = 20_000
+    const { url } = await startServer(t, { limits: { quota } })
+    const left = (text: string) => /: (.*) are left of 19.5 KiB$/.exec(text)?.[1] ?? text
+    assert.equal((await post(url, FORM)).status, 201)
+    const byHead = await detail(url, multipart([TITLE, { ...FILE, body: randomFile(quota) }]))
+    // Let in by its length, and refused with its record.
+    const withRecord = await detail(url, multipart([TITLE, { ...FILE, body: randomFile(19_000) }]))
+    assert.match(withRecord, /^no room within the quota for 2\d\.\d KiB of files and their record: /)
+    assert.equal(left(withRecord), left(byHead))
+    assert.match(left(byHead), /^19\.\d KiB$|^18\.\d KiB$/)
+    assert.equal((await post(url, FORM)).status, 201)
+  })
+  for (const [limits, says] of [
+    [{ limits: { uploads: 1 } }, '1 upload is running already'],
+    [{ limits: { uploadsPerClient: 1 } }, '1 upload of 127.0.0.1 is running already'],
+    [{ progressMax: 1 }, '1 upload is running already'],
+    [{ limits: { uploads: 2 } }, '2 uploads are running already'],
+  ] as const) {
+    await t.test(says, async t => {
+      const { url } = await startServer(t, limits)
+      const sockets = Array.from({ length: Number(says[0]) }, (_, i) => begin(url, `a${i}`, FORM.length))
+      for (const [i, socket] of sockets.entries()) {
+        socket.write(FORM.subarray(0, 10))
+        await received(url, `a${i}`, 10)
+      }
+      assert.equal(await detail(url, FORM), says)
+      for (const socket of sockets) socket.destroy()
+    })
+  }
+  for (const [limits, says] of [
+    [{ connections: 1 }, '1 connection is open already'],
+    [{ connectionsPerClient: 1 }, '1 connection of 127.0.0.1 is open already'],
+  ] as const) {
+    await t.test(says, async t => {
+      const { url } = await startServer(t, { limits })
+      const first = connect(url)
+      first.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
+      await once(first, 'data')
+      assert.equal((await readAnswer(connect(url))).json.detail, says)
+      first.destroy()
+    })
+  }
+})
+
 test('the log: a line for each upload, polls and probes at debug level alone, and no refusal is an error', async t => {
   const start = async (t: TestContext, options: ServerOptions = {}, level: LogLevel = 'info') => {
     const lines: string[] = []

@@ -1,12 +1,15 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdir, mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import type { Readable, Writable } from 'node:stream'
 import { type TestContext, test } from 'node:test'
 import { LocalStorage, type LocalStorageOptions, type StagedFile } from '../src/index.ts'
 import { alternativeName, fitName, isPlainName } from '../src/storage/name.ts'
 import { Workspace } from '../src/storage/workspace.ts'
 import { type StorageUnderTest, storageContract } from './contracts/storage-contract.ts'
-import { leftovers, published, records, sha256, tempDir } from './support.ts'
+import { leftovers, published, records, sha256, tempDir, until } from './support.ts'
 
 async function local(
   t: TestContext,
@@ -179,4 +182,31 @@ test('a workspace is abandoned when its process is gone, and only then', async t
   assert.equal(await Workspace.adopt(dead), undefined)
   assert.deepEqual(await mine.abandoned(), [reused])
   assert.ok((await stat(String(adopted))).isDirectory())
+})
+
+test('a workspace of a zombie is abandoned: its parent does not wait, and the process is dead', async t => {
+  const parent = await tempDir(t)
+  const mine = await Workspace.create(parent)
+  t.after(() => mine.remove())
+  // The shell becomes a sleep, which never asks for its child. That ends when its standard input does.
+  const shell = spawn('sh', ['-c', 'cat <&3 3<&- & echo $!; exec 3<&-; exec sleep 1000'], {
+    stdio: ['ignore', 'pipe', 'inherit', 'pipe'],
+  })
+  const ended = once(shell, 'exit')
+  t.after(async () => {
+    shell.kill('SIGKILL')
+    await ended
+  })
+  const pid = String((await once(shell.stdout as Readable, 'data'))[0]).trim()
+  const stat = async () => (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? []
+  const started = (await stat())[19]
+  const theirs = join(
+    parent,
+    mine.path.slice(parent.length + 1).replace(/^uploadr-\d+-\d+/, `uploadr-${pid}-${started}`),
+  )
+  await mkdir(theirs)
+  assert.deepEqual(await mine.abandoned(), [])
+  ;(shell.stdio[3] as Writable).end()
+  await until(stat, ([state]) => state === 'Z')
+  assert.deepEqual(await mine.abandoned(), [theirs])
 })

@@ -1,6 +1,7 @@
 import { UploadError } from '../errors.ts'
 import { checkNames, type NamesOf } from '../names.ts'
 import type { Progress } from '../protocol.ts'
+import { isOrAre, plural } from '../units.ts'
 import type { LiveUpload, Outcome, ProgressStore } from './store.ts'
 
 export interface MemoryProgressOptions {
@@ -55,7 +56,10 @@ export class MemoryProgressStore implements ProgressStore {
       throw new UploadError('progress_id_in_use', `another client has just used the progress id ${id}`)
     }
     if (this.#live.size >= this.#max) {
-      throw new UploadError('too_many_uploads', `${this.#max} uploads are running already`)
+      throw new UploadError(
+        'too_many_uploads',
+        `${plural(this.#max, 'upload')} ${isOrAre(this.#max)} running already`,
+      )
     }
     this.#delete(id)
     this.#live.set(id, upload)

@@ -2,7 +2,7 @@ import type { Server } from 'node:http'
 import type { Socket } from 'node:net'
 import { UploadError } from '../errors.ts'
 import type { Limits } from '../limits.ts'
-import { plural } from '../units.ts'
+import { isOrAre, plural } from '../units.ts'
 import { refuse } from './last-answer.ts'
 
 /** How long a refused connection may be silent while it reads why, in milliseconds, and how many may at once. */
@@ -20,10 +20,16 @@ export function limitConnections(
   let leaving = 0
   const refusal = (from: string, own: number): UploadError | undefined => {
     if (total >= limits.connections) {
-      return new UploadError('too_many_connections', `${plural(total, 'connection')} are open already`)
+      return new UploadError(
+        'too_many_connections',
+        `${plural(total, 'connection')} ${isOrAre(total)} open already`,
+      )
     }
     if (own < limits.connectionsPerClient) return undefined
-    return new UploadError('too_many_connections', `${plural(own, 'connection')} of ${from} are open already`)
+    return new UploadError(
+      'too_many_connections',
+      `${plural(own, 'connection')} of ${from} ${isOrAre(own)} open already`,
+    )
   }
   // node's own listener, which makes a socket speak HTTP: a refused one never gets to it.
   const accept = server.listeners('connection') as ((socket: Socket) => void)[]

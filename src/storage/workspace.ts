@@ -160,11 +160,15 @@ function identity(pid: number): { started: string; boot: string; machine: string
   }
 }
 
-/** Clock ticks from boot to the start of the process (proc(5), field 22 of stat); `0` where /proc is missing. */
+/**
+ * Clock ticks from boot to the start of the process (proc(5), field 22 of stat); `0` where /proc is missing. A zombie
+ * (Z, or X on its way out of it) is gone: it lives on as a number until its parent asks, which may be never.
+ */
 function startTime(pid: number): string {
   const stat = attempt(() => readFileSync(`/proc/${pid}/stat`, 'utf8'))
   // The second field is the command in parentheses and may hold anything, parentheses included.
-  if (stat) return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '0'
+  const [state, ...numbers] = stat?.slice(stat.lastIndexOf(')') + 2).split(' ') ?? []
+  if (state) return 'ZX'.includes(state) ? 'gone' : (numbers[18] ?? '0')
   if (process.platform === 'linux') return 'gone'
   return attempt(() => process.kill(pid, 0)) ? '0' : 'gone'
 }

@@ -1,5 +1,5 @@
 import { UploadError } from '../errors.ts'
-import { plural } from '../units.ts'
+import { isOrAre, plural } from '../units.ts'
 import type { Upload, UploadHandler } from './handler.ts'
 
 export interface AdmissionLimits {
@@ -24,12 +24,15 @@ export function admission(limits: AdmissionLimits): UploadHandler {
     begin({ from }) {
       const own = running.get(from) ?? 0
       if (total >= limits.uploads) {
-        throw new UploadError('too_many_uploads', `${plural(total, 'upload')} are running already`)
+        throw new UploadError(
+          'too_many_uploads',
+          `${plural(total, 'upload')} ${isOrAre(total)} running already`,
+        )
       }
       if (own >= limits.uploadsPerClient) {
         throw new UploadError(
           'too_many_uploads_of_client',
-          `${plural(own, 'upload')} of ${from} are running already`,
+          `${plural(own, 'upload')} of ${from} ${isOrAre(own)} running already`,
         )
       }
       running.set(from, own + 1)

@@ -33,10 +33,11 @@ export function kinds(rules: KindRules): UploadHandler {
       const extension = bare(extname(file.name))
       // Windows, and some web servers, look at every extension: `shell.php.jpg`.
       const all = lower(file.name).split('.').slice(1).map(trimBlanks)
-      const denied = all.some(each => extensions.deny.includes(each))
-      if (denied || (extensions.allow.length > 0 && !extensions.allow.includes(extension))) {
-        const what = extension === '' ? 'has no extension' : `ends in .${extension}`
-        throw new UploadError('extension_not_allowed', `${file.name} ${what}, which is not accepted here`)
+      const denied = all.find(each => extensions.deny.includes(each))
+      if (denied !== undefined || (extensions.allow.length > 0 && !extensions.allow.includes(extension))) {
+        const refused = denied ?? extension
+        const what = refused === '' ? 'no extension' : `the extension .${refused}`
+        throw new UploadError('extension_not_allowed', `${file.name} has ${what}, which is not accepted here`)
       }
       return next(file)
     },

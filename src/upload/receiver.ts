@@ -3,7 +3,7 @@ import { UploadError } from '../errors.ts'
 import type { Limits } from '../limits.ts'
 import type { Awaitable, Phase } from '../protocol.ts'
 import type { StagedFile } from '../storage/storage.ts'
-import { formatDuration, formatSize, plural } from '../units.ts'
+import { formatDuration, formatSize, isOrAre, plural } from '../units.ts'
 import { type Body, bodyOf, hasArrived } from './body.ts'
 import { DigestCheck, wantedDigests } from './content-digest.ts'
 import { FormFields } from './fields.ts'
@@ -403,7 +403,7 @@ function fieldsTooLarge(limit: number, name: string): UploadError {
 function nameTooLong(field: string, length: number, limit: number): UploadError {
   return new UploadError(
     'name_too_long',
-    `the name of a file in ${field} has ${length} bytes, ${limit} are allowed`,
+    `the name of a file in ${field} has ${length} bytes, ${limit} ${isOrAre(limit)} allowed`,
   )
 }
 

@@ -50,12 +50,19 @@ export function space(options: SpaceOptions): UploadHandler {
     if (!claims.delete(upload)) return
     if (isStored) for (const gauge of gauges) gauge.stored(upload, claimOf(upload, exact))
   }
-  /** Refuses `more` bytes than were claimed so far unless there is room, and then does what claims them. */
-  const claim = (more: number, hasBegun: boolean, grant: () => void) => {
+  /**
+   * Refuses `more` bytes than the upload has claimed so far unless there is room, and then does what claims them.
+   * What it claims is not counted in what it is told to be left.
+   */
+  const claim = (upload: Upload, more: number, exact: number | undefined, grant: () => void) => {
+    const hasBegun = claims.has(upload)
     const admit = () => {
       for (const gauge of gauges) {
-        const room = gauge.room(claims, hasBegun)
-        if (room < more) throw gauge.refusal(hasBegun ? 0 : more, room)
+        if (gauge.room(claims, hasBegun) >= more) continue
+        throw gauge.refusal(
+          describe(upload, exact),
+          formatSize(Math.max(0, gauge.room(claims, false, upload))),
+        )
       }
       grant()
     }
@@ -64,7 +71,7 @@ export function space(options: SpaceOptions): UploadHandler {
     if (old.length === 0) return admit()
     return Promise.all(old.map(gauge => gauge.measure(claims))).then(admit)
   }
-  const check = () => claim(0, true, noop)
+  const check = (upload: Upload) => claim(upload, 0, undefined, noop)
   const watched = (inner: FileSink, upload: Upload) => {
     let checkedAt = upload.received
     const isDue = (after: number) =>
@@ -72,14 +79,14 @@ export function space(options: SpaceOptions): UploadHandler {
       gauges.some(gauge => gauge.isOld())
     const checkAndWrite = async (chunk: Uint8Array) => {
       checkedAt = upload.received
-      await check()
+      await check(upload)
       await inner.write(chunk)
     }
     // Once all of it is written: what a sink has gathered is not on the disk that is measured.
     const closeAndCheck = async () => {
       const staged = await inner.close()
       try {
-        await check()
+        await check(upload)
       } catch (error) {
         await staged?.discard()
         throw error
@@ -94,7 +101,7 @@ export function space(options: SpaceOptions): UploadHandler {
   return {
     name: 'space',
     begin(upload) {
-      return claim(upload.size ?? 0, false, () => claims.set(upload, undefined))
+      return claim(upload, upload.size ?? 0, undefined, () => claims.set(upload, undefined))
     },
     open(file, next, upload) {
       const inner = next(file)
@@ -103,7 +110,7 @@ export function space(options: SpaceOptions): UploadHandler {
     complete(upload, files) {
       // Handlers may have made more of the files than was sent, and the record comes on top.
       const exact = bytesToStore(upload, files)
-      return claim(exact - claimOf(upload, undefined), true, () => claims.set(upload, exact))
+      return claim(upload, exact - claimOf(upload, undefined), exact, () => claims.set(upload, exact))
     },
     published: upload => leave(upload, true),
     interrupt: upload => leave(upload, false),
@@ -157,13 +164,14 @@ abstract class Gauge {
 
   /**
    * Bytes that are left beside all that was admitted. To be `lenient` takes all that was received for there; who
-   * was let in is not refused for what only may not be written yet.
+   * was let in is not refused for what only may not be written yet. `without` an upload it is as after its refusal.
    */
-  room(claims: Claims, lenient: boolean): number {
+  room(claims: Claims, lenient: boolean, without?: Upload): number {
     let left = this.#room - this.#storedSince
     for (const [upload, exact] of claims) {
       const claim = claimOf(upload, exact)
-      left -= Math.max(0, claim - this.#there(upload, claim, lenient))
+      const there = this.#there(upload, claim, lenient)
+      left -= upload === without ? -there : Math.max(0, claim - there)
     }
     return left
   }
@@ -208,7 +216,8 @@ abstract class Gauge {
   protected abstract look(): Promise<number>
   /** What a measurement saw of an upload that takes `claim` bytes, when so many were `received`. */
   protected abstract there(received: number, claim: number, lenient: boolean): number
-  abstract refusal(wanted: number, room: number): UploadError
+  /** In words: what there is no room for, and how much is left. */
+  abstract refusal(what: string, left: string): UploadError
 }
 
 /** What is free on the disk of temporary files; or on that of stored ones, which get all of an upload at its end. */
@@ -243,9 +252,9 @@ class FreeSpace extends Gauge {
     return claim <= this.#memoryMax ? 0 : Math.max(0, received - UNWRITTEN_MAX)
   }
 
-  refusal(wanted: number, room: number): UploadError {
-    const left = `${formatSize(Math.max(0, room))} are left above the ${formatSize(this.#kept)} kept free`
-    return new UploadError('disk_full', `no room on the disk for ${describe(wanted)}: ${left}`)
+  refusal(what: string, left: string): UploadError {
+    const above = `${left} are left above the ${formatSize(this.#kept)} kept free`
+    return new UploadError('disk_full', `no room on the disk for ${what}: ${above}`)
   }
 }
 
@@ -267,14 +276,15 @@ class Quota extends Gauge {
     return 0
   }
 
-  refusal(wanted: number, room: number): UploadError {
-    const left = `${formatSize(Math.max(0, room))} are left of ${formatSize(this.#quota)}`
-    return new UploadError('quota_exceeded', `no room within the quota for ${describe(wanted)}: ${left}`)
+  refusal(what: string, left: string): UploadError {
+    const of = `${left} are left of ${formatSize(this.#quota)}`
+    return new UploadError('quota_exceeded', `no room within the quota for ${what}: ${of}`)
   }
 }
 
-function describe(wanted: number): string {
-  return wanted === 0 ? 'the upload' : `an upload of ${formatSize(wanted)}`
+function describe({ size }: Upload, exact: number | undefined): string {
+  if (exact !== undefined) return `${formatSize(exact)} of files and their record`
+  return size === undefined ? 'the upload' : `an upload of ${formatSize(size)}`
 }
 
 function noop(): void {}
