@@ -183,7 +183,7 @@ test('compose: only those that began are interrupted, every one of them, whateve
   ])
   const running = upload()
   await assert.rejects(async () => chain.begin(running), /c refuses/)
-  await chain.interrupt(running, new UploadError('internal', ''))
+  await assert.rejects(async () => chain.interrupt(running, new UploadError('internal', '')), /a refuses/)
   assert.deepEqual(calls, ['a begin', 'b begin', 'c begin', 'a interrupt', 'b interrupt'])
 })
 
@@ -192,4 +192,9 @@ test('compose: everyone hears that the files are published, whatever the others 
   const chain = compose([witness('a', calls, 'published'), witness('b', calls)])
   await assert.rejects(async () => chain.published(upload(), []), /a refuses/)
   assert.deepEqual(calls, ['a published', 'b published'])
+  const both = compose([witness('a', calls, 'published'), witness('b', calls, 'published')])
+  await assert.rejects(
+    async () => both.published(upload(), []),
+    ({ errors }: AggregateError) => errors.join() === 'Error: a refuses,Error: b refuses',
+  )
 })

@@ -559,6 +559,7 @@ test('the binary: the first signal drains, the second ends at once, nothing half
     socket.write(FORM.subarray(100))
     assert.equal((await answer).status, 201)
     assert.equal(await server.exited, 0)
+    assert.match(server.stderr(), / outcome=stored .*\n.* INFO {2}stopped signal=SIGTERM\n$/)
     assert.deepEqual(await published(server.dir), ['a.bin'])
     assert.deepEqual(await temporaryFiles(server), [])
   })
@@ -566,6 +567,10 @@ test('the binary: the first signal drains, the second ends at once, nothing half
     const { server } = await start(t)
     server.child.kill('SIGINT')
     assert.equal(await server.exited, 130)
+    assert.match(
+      server.stderr(),
+      / upload from=127\.0\.0\.1 method=POST path=\/ ms=\d+ id=running outcome=aborted received=100 code=shutting_down\n.* INFO {2}stopped signal=SIGINT\n$/,
+    )
     assert.deepEqual(await published(server.dir), [])
     assert.deepEqual(await temporaryFiles(server), [])
   })
@@ -893,6 +898,22 @@ test('the log: a line for each upload, polls and probes at debug level alone, an
     assert.deepEqual([short.outcome, short.code, short.status], ['refused', 'truncated_body', 400])
     assert.equal(short.files[0].name, 'a.bin')
     assert.match(short.detail, /closing boundary/)
+    for (const [id, leave] of [
+      ['left', (socket: Socket) => socket.destroy()],
+      ['half', (socket: Socket) => socket.end()],
+    ] as const) {
+      const socket = begin(at.url, id, two.length, `Authorization: Bearer ${token}\r\n`)
+      await new Promise(done => socket.write(two.subarray(0, -20), done))
+      await until(
+        async () =>
+          (await raw(at.url, `GET /progress/${id} HTTP/1.1\r\nAuthorization: Bearer ${token}`)).json,
+        progress => progress.received === two.length - 20,
+      )
+      leave(socket)
+      const line = await at.upload(id)
+      assert.deepEqual([line.outcome, line.code], ['interrupted', 'truncated_body'])
+      socket.destroy()
+    }
     await send('large', Buffer.alloc(300_000))
     assert.equal((await at.upload('large')).code, 'body_too_large')
     await send('quota', Buffer.alloc(150_000))
@@ -906,6 +927,35 @@ test('the log: a line for each upload, polls and probes at debug level alone, an
       assert.equal(JSON.parse(line).level, 'info', line)
       assert.doesNotMatch(line, /secret-token|\u202e/)
     }
+  })
+  await t.test('uploads of clients that fall silent, however they are read', async t => {
+    for (const directMin of [0, 1e9]) {
+      const at = await start(t, { directMin, limits: { idle: 50 } })
+      const socket = begin(at.url, 'silent', FORM.length)
+      socket.write(FORM.subarray(0, 100))
+      const line = await at.upload('silent')
+      assert.deepEqual([line.outcome, line.code, line.status], ['interrupted', 'idle_timeout', 408])
+      socket.destroy()
+    }
+  })
+  await t.test('what a handler throws when it is told of a failure, and nothing else changes', async t => {
+    const throws: UploadHandler = {
+      name: 'throws',
+      interrupt() {
+        throw new Error('cannot forget it')
+      },
+    }
+    const at = await start(t, { handlers: [throws], kinds: { denyExtensions: ['bin'] } })
+    const answer = await post(at.url, FORM, { headers: { 'X-Progress-ID': 'told' } })
+    assert.deepEqual([answer.status, answer.json.code], [415, 'extension_not_allowed'])
+    await until(
+      () => at.lines.length,
+      count => count === 2,
+    )
+    const [error, line] = at.lines.map(each => JSON.parse(each))
+    assert.deepEqual([error.level, error.id], ['error', 'told'])
+    assert.match(error.cause, /cannot forget it/)
+    assert.deepEqual([line.outcome, line.code], ['refused', 'extension_not_allowed'])
   })
   await t.test('polls', async t => {
     const quiet = await start(t)

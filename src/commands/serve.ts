@@ -288,11 +288,15 @@ function untilSignal(host: Host, server: UploadServer, grace: number, log: Logge
     onEndSignals(host, (signal: EndSignal) => {
       if (draining) {
         server.terminate()
+        log.info('stopped', { signal })
         return host.exit(128 + os.constants.signals[signal])
       }
       draining = true
       log.info('stopping', { signal, grace })
-      server.shutdown({ grace }).then(resolve, reject)
+      server.shutdown({ grace }).then(() => {
+        log.info('stopped', { signal })
+        resolve()
+      }, reject)
     })
   })
 }

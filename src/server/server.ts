@@ -188,6 +188,8 @@ interface Noted {
   stored?: Receipt['files']
   /** The form's fields, as far as they were read: an answer in HTML shows them again. */
   form?: Fields
+  /** Where it is another than the status says. */
+  outcome?: 'interrupted' | 'aborted'
 }
 
 /** One upload on its way. */
@@ -228,6 +230,8 @@ export class UploadServer {
   readonly #fieldMemory: FieldMemory
   /** The last answer of every connection, given or still to come. */
   readonly #answers = new WeakMap<net.Socket, ServerResponse>()
+  /** Those whose line in the log is still to come, by what writes it. */
+  readonly #unlogged = new Map<Noted, () => void>()
   readonly #totals = { stored: 0, failed: 0, received: 0 }
   #draining = false
 
@@ -360,6 +364,14 @@ export class UploadServer {
 
   /** Ends at once, for a process that exits next: temporary files are removed, publications left to recovery. */
   terminate(): void {
+    for (const { incoming } of this.#running.values()) {
+      const { noted, publishing } = incoming
+      noted.outcome = 'aborted'
+      noted.fields['code'] = 'shutting_down'
+      if (publishing) noted.fields['detail'] = 'it was being stored: the next start completes or removes it'
+    }
+    // The process is gone before a connection tells that it has closed.
+    for (const [{ upload }, log] of this.#unlogged) if (upload) log()
     this.#http.closeAllConnections()
     rmSync(this.#workspace.path, { recursive: true, force: true })
   }
@@ -373,6 +385,10 @@ export class UploadServer {
     const from = req.socket.remoteAddress
     const noted: Noted = { fields: { from }, names: [] }
     const { path, search } = targetOf(req)
+    const log = () => {
+      if (this.#unlogged.delete(noted)) this.#logAccess(req, res, path, started, noted)
+    }
+    this.#unlogged.set(noted, log)
     try {
       // First of all: who has no token is told nothing else, and given nothing.
       noted.scheme = this.#checkToken(req, path)
@@ -394,8 +410,8 @@ export class UploadServer {
       else answerProblem(req, res, error, headers)
       // The client left before an answer could be sent; the log tells what it would have been.
       if (!res.headersSent) noted.status = error.status
+      if (BY_CLIENT.has(error.code) && !hasArrived(req)) noted.outcome = 'interrupted'
     }
-    const log = () => this.#logAccess(req, res, path, started, noted)
     if (res.closed) log()
     else res.once('close', log)
   }
@@ -528,7 +544,7 @@ export class UploadServer {
     } catch (thrown) {
       const error = UploadError.from(thrown, 'handler_failed', 'completing the upload')
       await release()
-      await unlessAbandoned(this.#chain.interrupt(upload, error)).catch(noop)
+      await unlessAbandoned(this.#interrupt(upload, error)).catch(noop)
       throw error
     }
     await release()
@@ -542,6 +558,18 @@ export class UploadServer {
       })
     }
     return receipt
+  }
+
+  /** The upload has failed already, for a reason worth more than what a handler throws now: the log alone has that. */
+  async #interrupt(upload: RequestUpload, reason: UploadError): Promise<void> {
+    try {
+      await this.#chain.interrupt(upload, reason)
+    } catch (error) {
+      this.#log.error('a handler failed after the upload had failed', {
+        id: upload.id,
+        cause: inspect(error),
+      })
+    }
   }
 
   #metrics() {
@@ -569,12 +597,13 @@ export class UploadServer {
       from,
       method: req.method,
       path: path.slice(0, PATH_MAX),
-      status,
+      // Nobody was answered.
+      status: noted.outcome === 'aborted' ? undefined : status,
       ms: Math.round(performance.now() - started),
     }
     if (!upload)
       return this.#log[isPoll && status < 400 ? 'debug' : 'info']('request', { ...common, ...fields })
-    const outcome = status < 400 ? 'stored' : status < 500 ? 'refused' : 'failed'
+    const outcome = noted.outcome ?? (status < 400 ? 'stored' : status < 500 ? 'refused' : 'failed')
     const names = noted.names.map(name => ({ name }))
     this.#log.info('upload', {
       ...common,
@@ -634,6 +663,9 @@ interface ParserError extends NodeJS.ErrnoException {
   /** What node's parser says of it, in words of its own. */
   reason?: string
 }
+
+/** What an upload fails of whose client leaves, or as good as that, before all of its body has come. */
+const BY_CLIENT: ReadonlySet<string> = new Set(['truncated_body', 'idle_timeout', 'too_slow'])
 
 /** The parser's code for a client that has closed its half within a request. */
 const CUT_SHORT = 'HPE_INVALID_EOF_STATE'

@@ -69,7 +69,7 @@ export interface UploadHandler {
   complete?(upload: Upload, files: readonly StagedFile[]): Awaitable<void>
   /** The files have their names; the answer is about to be sent. An error here is logged and changes nothing. */
   published?(upload: Upload, files: readonly StoredFile[]): Awaitable<void>
-  /** The upload failed after this handler's `begin`. Called once, on every kind of failure. */
+  /** The upload failed after this handler's `begin`. Called once, on every kind of failure. An error here is logged and changes nothing. */
   interrupt?(upload: Upload, reason: UploadError): Awaitable<void>
 }
 
@@ -115,28 +115,31 @@ export function compose(handlers: readonly UploadHandler[]): Required<UploadHand
         if (wait) await wait
       }
     },
-    async published(upload, files) {
-      const errors: unknown[] = []
-      for (const handler of handlers) {
-        try {
-          const wait = handler.published?.(upload, files)
-          if (wait) await wait
-        } catch (error) {
-          errors.push(error)
-        }
-      }
-      // The news is for everyone: memory gives back here what it holds.
-      if (errors.length > 0) throw errors[0]
+    published(upload, files) {
+      return tell(handlers, handler => handler.published?.(upload, files))
     },
-    async interrupt(upload, reason) {
+    interrupt(upload, reason) {
       // A handler whose own begin refused has nothing to undo; the ones after it never heard of the upload.
-      for (const handler of handlers.slice(0, begun.get(upload) ?? 0)) {
-        try {
-          await handler.interrupt?.(upload, reason)
-        } catch {
-          // The upload has failed already, for a reason worth more than this one.
-        }
-      }
+      const told = handlers.slice(0, begun.get(upload) ?? 0)
+      return tell(told, handler => handler.interrupt?.(upload, reason))
     },
   }
+}
+
+/** The news is for everyone: memory gives back here what it holds. What any of them throws comes after the last has heard. */
+async function tell(
+  handlers: readonly UploadHandler[],
+  call: (handler: UploadHandler) => Awaitable<void>,
+): Promise<void> {
+  const errors: unknown[] = []
+  for (const handler of handlers) {
+    try {
+      const wait = call(handler)
+      if (wait) await wait
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  if (errors.length > 1) throw new AggregateError(errors, 'several handlers failed')
+  if (errors.length === 1) throw errors[0]
 }
