@@ -1,15 +1,46 @@
 import { UploadError } from './errors.ts'
 
-/** Every name of a type. The compiler sees to it that none is missing and none too many. */
-export type NamesOf<T> = Record<keyof T, true>
+/** What the values of a name have to be. */
+export interface Rule {
+  /** As a message says it: `true or false`. */
+  readonly what: string
+  fits(value: unknown): boolean
+}
+
+export const BOOLEAN: Rule = { what: 'true or false', fits: value => typeof value === 'boolean' }
+export const QUANTITY: Rule = {
+  what: 'a number, 0 or more',
+  fits: value => typeof value === 'number' && value >= 0,
+}
+export const STRING: Rule = { what: 'a string', fits: value => typeof value === 'string' }
+export const TEXT: Rule = {
+  what: 'a string with something in it',
+  fits: value => STRING.fits(value) && value !== '',
+}
+export const TEXTS: Rule = {
+  what: 'an array of strings with something in them',
+  fits: value => Array.isArray(value) && value.every(TEXT.fits),
+}
+
+/** Every name of a type, and a rule where its values are looked at. The compiler sees to it that none is missing and none too many. */
+export type NamesOf<T> = Record<keyof T, true | Rule>
+
+/** The names of an object, all with one rule. */
+export function namesWith<T extends object>(object: T, rule: Rule): NamesOf<T> {
+  return Object.fromEntries(Object.keys(object).map(name => [name, rule])) as NamesOf<T>
+}
 
 /**
- * Refuses a name that nobody would read: a limit under a wrong name is no limit, and nothing would tell.
- * `where` is what the message begins with: `createServer`, `createServer, limits`.
+ * Refuses a name that nobody would read, and a value that would be taken for another in silence: a limit under a
+ * wrong name is no limit, a negative one neither, and nothing would tell. A value is not repeated, as it may be a
+ * secret. `where` is what the message begins with: `createServer`, `createServer, limits`.
  */
-export function checkNames(where: string, given: object, known: object): void {
-  for (const name of Object.keys(given)) {
-    if (!Object.hasOwn(known, name)) throw unknownName(where, name, Object.keys(known))
+export function checkNames(where: string, given: object, known: Readonly<Record<string, true | Rule>>): void {
+  for (const [name, value] of Object.entries(given)) {
+    const rule = Object.hasOwn(known, name) ? known[name] : undefined
+    if (!rule) throw unknownName(where, name, Object.keys(known))
+    if (rule !== true && value !== undefined && !rule.fits(value))
+      throw new UploadError('usage', `${where}: ${name} is not ${rule.what}`)
   }
 }
 

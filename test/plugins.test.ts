@@ -1,7 +1,7 @@
 /** Handlers of the user's own: codes of their own, and names that nobody would read. */
 import assert from 'node:assert/strict'
 import { EventEmitter } from 'node:events'
-import { writeFile } from 'node:fs/promises'
+import { readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'node:test'
 import { pathToFileURL } from 'node:url'
@@ -222,6 +222,48 @@ for (const [what, [options, message]] of Object.entries(MISNAMED)) {
   })
 }
 
+/** Values as JavaScript may have them. What they were is not repeated: one may be a secret. */
+const MISVALUED: [options: object, message: string][] = [
+  [{ onConflict: 'overwrite' }, 'createServer: onConflict is not one of rename, replace, reject'],
+  ...[0o444, 0o1644, -1, '0644', 420.5].map((mode): [object, string] => [
+    { mode },
+    'createServer: mode is not a mode such as 0o644 that lets the owner read and write',
+  ]),
+  ...['body', 'files', 'idle', 'minFree', 'quota', 'connectionsPerClient'].flatMap(name =>
+    [-1, Number.NaN, '10', null].map((value): [object, string] => [
+      { limits: { [name]: value } },
+      `createServer, limits: ${name} is not a number, 0 or more`,
+    ]),
+  ),
+  [{ memoryMax: '1mb' }, 'createServer: memoryMax is not a number, 0 or more'],
+  [{ keepAlive: -1 }, 'createServer: keepAlive is not a number, 0 or more'],
+  [{ fsync: 'no' }, 'createServer: fsync is not true or false'],
+  [{ titleRequired: 'optional' }, 'createServer: titleRequired is not true or false'],
+  [{ token: '' }, 'createServer: token is not a string with something in it'],
+  [
+    { publicNames: 'a.example' },
+    'createServer: publicNames is not an array of strings with something in them',
+  ],
+  [
+    { kinds: { denyExtensions: [/php/] } },
+    'createServer, kinds: denyExtensions is not an array of strings with something in them',
+  ],
+]
+test('createServer refuses a wrong value by the name of its option, and makes nothing', async t => {
+  const parent = await tempDir(t)
+  const dir = join(parent, 'uploads')
+  for (const [options, message] of MISVALUED)
+    await assert.rejects(createServer({ dir, ...options } as ServerOptions), { code: 'usage', message })
+  assert.deepEqual(await readdir(parent), [])
+  // What is left open, by a value that says so, is the default; and a limit may be none.
+  const server = await createServer({
+    dir,
+    onConflict: undefined,
+    limits: { body: Infinity, idle: 0 },
+  } as object)
+  await server.shutdown()
+})
+
 test('names of a handler’s own: in a class any but a method’s misspelt, in an object those that begin with _', async t => {
   class Counting extends EventEmitter {
     name = 'counting'
@@ -267,6 +309,16 @@ test('wrong names elsewhere: push, listen, shutdown, the storage, the built-in h
   })
   assert.throws(() => new MemoryProgressStore({ maxx: 1 } as MemoryProgressOptions), {
     message: 'MemoryProgressStore: maxx is not known; the nearest is max',
+  })
+  await assert.rejects(
+    LocalStorage.open({ dir, onConflict: 'overwrite' } as unknown as LocalStorageOptions),
+    {
+      message: 'LocalStorage.open: onConflict is not one of rename, replace, reject',
+    },
+  )
+  assert.throws(() => memory({ max: -1 }), { message: 'memory: max is not a number, 0 or more' })
+  await assert.rejects(server.shutdown({ grace: '5s' } as unknown as object), {
+    message: 'shutdown: grace is not a number, 0 or more',
   })
   await assert.rejects(server.shutdown({ garce: 0 } as object), {
     message: 'shutdown: garce is not known; the nearest is grace',

@@ -1,5 +1,5 @@
 import { UploadError } from '../errors.ts'
-import { checkNames, type NamesOf } from '../names.ts'
+import { checkNames, type NamesOf, QUANTITY } from '../names.ts'
 import type { Progress } from '../protocol.ts'
 import { isOrAre, plural } from '../units.ts'
 import type { LiveUpload, Outcome, ProgressStore } from './store.ts'
@@ -13,7 +13,7 @@ export interface MemoryProgressOptions {
   now?: () => number
 }
 
-const OPTIONS: NamesOf<MemoryProgressOptions> = { ttl: true, max: true, now: true }
+const OPTIONS: NamesOf<MemoryProgressOptions> = { ttl: QUANTITY, max: QUANTITY, now: true }
 
 interface Ended {
   outcome: Outcome

@@ -9,12 +9,18 @@ import { inspect } from 'node:util'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_LIMITS, type Limits, MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
-import { checkNames, type NamesOf } from '../names.ts'
+import { BOOLEAN, checkNames, type NamesOf, namesWith, QUANTITY, STRING, TEXT, TEXTS } from '../names.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
 import type { ProgressStore } from '../progress/store.ts'
 import { type Awaitable, DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
 import { hiddenFolder, LocalStorage } from '../storage/local.ts'
-import type { OnConflict, StagedFile, Storage } from '../storage/storage.ts'
+import {
+  CONFLICT_RULE,
+  MODE_RULE,
+  type OnConflict,
+  type StagedFile,
+  type Storage,
+} from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
 import { formatSize } from '../units.ts'
 import { admission } from '../upload/admission.ts'
@@ -96,27 +102,27 @@ export interface ServerOptions {
 }
 
 const OPTIONS: NamesOf<ServerOptions> = {
-  dir: true,
-  tmp: true,
-  onConflict: true,
-  mode: true,
-  fsync: true,
-  sha256: true,
-  memoryMax: true,
-  memoryTotal: true,
-  directMin: true,
+  dir: TEXT,
+  tmp: TEXT,
+  onConflict: CONFLICT_RULE,
+  mode: MODE_RULE,
+  fsync: BOOLEAN,
+  sha256: BOOLEAN,
+  memoryMax: QUANTITY,
+  memoryTotal: QUANTITY,
+  directMin: QUANTITY,
   handlers: true,
   limits: true,
   kinds: true,
-  progressTtl: true,
-  progressMax: true,
-  headerTimeout: true,
-  keepAlive: true,
-  token: true,
-  titleRequired: true,
-  allowEmpty: true,
-  welcome: true,
-  publicNames: true,
+  progressTtl: QUANTITY,
+  progressMax: QUANTITY,
+  headerTimeout: QUANTITY,
+  keepAlive: QUANTITY,
+  token: TEXT,
+  titleRequired: BOOLEAN,
+  allowEmpty: BOOLEAN,
+  welcome: STRING,
+  publicNames: TEXTS,
   storage: true,
   progress: true,
   log: true,
@@ -138,8 +144,8 @@ const FLUSH_MS = 1000
 /** Opens the storage, recovers what a dead server left there, and makes a server that is not listening yet. */
 export async function createServer(options: ServerOptions = {}): Promise<UploadServer> {
   checkNames('createServer', options, OPTIONS)
-  checkNames('createServer, limits', options.limits ?? {}, DEFAULT_LIMITS)
-  checkNames('createServer, kinds', options.kinds ?? {}, ALL_KINDS)
+  checkNames('createServer, limits', options.limits ?? {}, namesWith(DEFAULT_LIMITS, QUANTITY))
+  checkNames('createServer, kinds', options.kinds ?? {}, namesWith(ALL_KINDS, TEXTS))
   for (const [i, handler] of (options.handlers ?? []).entries()) checkHandler(`handlers[${i}]`, handler)
   const log = options.log ?? silentLogger
   const { dir = './uploads', fsync = true } = options
@@ -327,7 +333,7 @@ export class UploadServer {
    * Handlers are not waited for longer than another 5 seconds; the log names the uploads they kept.
    */
   async shutdown(options: { grace?: number } = {}): Promise<void> {
-    checkNames('shutdown', options, { grace: true })
+    checkNames('shutdown', options, { grace: QUANTITY })
     const { grace = 0 } = options
     this.#draining = true
     const closed = new Promise<void>(resolve => {

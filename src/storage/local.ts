@@ -3,7 +3,7 @@ import { access, readdir, stat } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { UploadError } from '../errors.ts'
 import { type Logger, silentLogger } from '../log.ts'
-import { checkNames, type NamesOf } from '../names.ts'
+import { BOOLEAN, checkNames, type NamesOf, TEXT } from '../names.ts'
 import type { StoredFile } from '../protocol.ts'
 import { DirectorySync } from './directory-sync.ts'
 import { Ground } from './ground.ts'
@@ -12,7 +12,9 @@ import { isPlainName } from './name.ts'
 import { type Conflict, nameTaken, Publication } from './publication.ts'
 import { recover } from './recovery.ts'
 import {
+  CONFLICT_RULE,
   FILE_MODE,
+  MODE_RULE,
   type OnConflict,
   type StagedFile,
   type Storage,
@@ -34,10 +36,10 @@ export interface LocalStorageOptions {
 }
 
 const OPTIONS: NamesOf<LocalStorageOptions> = {
-  dir: true,
-  onConflict: true,
-  fsync: true,
-  mode: true,
+  dir: TEXT,
+  onConflict: CONFLICT_RULE,
+  fsync: BOOLEAN,
+  mode: MODE_RULE,
   log: true,
 }
 
@@ -105,7 +107,6 @@ export class LocalStorage implements Storage {
   static async open(options: LocalStorageOptions): Promise<LocalStorage> {
     checkNames('LocalStorage.open', options, OPTIONS)
     const { fsync = true, mode = FILE_MODE, log = silentLogger } = options
-    if ((mode & 0o600) !== 0o600) throw new Error('the mode of files has to let their owner read and write')
     const dir = resolve(options.dir)
     const records = recordsFolder(dir)
     await makeFolders(dir)

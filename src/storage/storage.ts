@@ -1,3 +1,4 @@
+import type { Rule } from '../names.ts'
 import type { Awaitable, Receipt, StoredFile } from '../protocol.ts'
 
 /**
@@ -35,6 +36,16 @@ export const ON_CONFLICT = ['rename', 'replace', 'reject'] as const satisfies re
 
 /** Permissions of stored files, where nothing else is asked for. */
 export const FILE_MODE = 0o644
+
+/** What the options of a storage may be, whoever takes them. */
+export const CONFLICT_RULE: Rule = {
+  what: `one of ${ON_CONFLICT.join(', ')}`,
+  fits: value => ON_CONFLICT.some(how => how === value),
+}
+export const MODE_RULE: Rule = {
+  what: 'a mode such as 0o644 that lets the owner read and write',
+  fits: value => typeof value === 'number' && (value & 0o777) === value && (value & 0o600) === 0o600,
+}
 
 /** What a storage is told of the upload whose files it publishes. */
 export interface UploadFacts {

@@ -2,7 +2,7 @@ import fs from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { UploadError } from '../errors.ts'
-import { checkNames, type NamesOf } from '../names.ts'
+import { BOOLEAN, checkNames, type NamesOf, TEXT } from '../names.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { Digester, type Following, HASH_INLINE_MAX, sha256 } from './digest.ts'
 import type { FileInfo, FileSink, UploadHandler } from './handler.ts'
@@ -18,7 +18,7 @@ export interface DiskOptions {
   health?: () => Promise<string | undefined>
 }
 
-const OPTIONS: NamesOf<DiskOptions> = { dir: true, fsync: true, sha256: true, health: true }
+const OPTIONS: NamesOf<DiskOptions> = { dir: TEXT, fsync: BOOLEAN, sha256: BOOLEAN, health: true }
 
 /** A chunk of this size is written from where it is; smaller ones are gathered. */
 const WRITE_MIN = 64 * 1024

@@ -1,5 +1,5 @@
 import { MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
-import { checkNames, type NamesOf } from '../names.ts'
+import { BOOLEAN, checkNames, type NamesOf, QUANTITY } from '../names.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { ChunkList } from './chunk-list.ts'
 import { sha256 } from './digest.ts'
@@ -14,7 +14,7 @@ export interface MemoryOptions {
   sha256?: boolean
 }
 
-const OPTIONS: NamesOf<MemoryOptions> = { max: true, total: true, sha256: true }
+const OPTIONS: NamesOf<MemoryOptions> = { max: QUANTITY, total: QUANTITY, sha256: BOOLEAN }
 
 /**
  * Keeps the files of small requests in memory. A request that announces its length is judged by it
