@@ -9,7 +9,7 @@ import { compare, comparisonTable } from './compare.js'
 import { CONTENDERS, killAll } from './contenders.js'
 import { format, table } from './figures.js'
 import { goals } from './goals.js'
-import { comparePair, PAIRS, pairTable } from './pairs.js'
+import { comparePair, PAIRS, pairsAgainst, pairTable } from './pairs.js'
 import { Payloads } from './payload.js'
 import { Scratch } from './scratch.js'
 import { WORKLOADS } from './workloads.js'
@@ -28,6 +28,7 @@ const HELP = `npm run bench -- [options]
   --poll one|each   in defaults: 10 times a second for one upload in flight, in turn, or for each
   --serve OPTIONS   more options for uploadr serve, one string
   --tmpfs DIR       (/dev/shm)               --disk DIR   (/var/tmp)
+  --against DIR     this checkout and another one, built, by turns, and nothing else
   --quick           a part of it, in a few minutes
   --no-build        measure dist/ as it is, be it older than src/
 `
@@ -42,7 +43,7 @@ const QUICK = {
 const given = parse({
   options: {
     ...Object.fromEntries(
-      ['only', 'servers', 'mode', 'runs', 'passes', 'rounds', 'seconds', 'serve'].map(name => [
+      ['only', 'servers', 'mode', 'runs', 'passes', 'rounds', 'seconds', 'serve', 'against'].map(name => [
         name,
         { type: 'string' },
       ]),
@@ -131,7 +132,17 @@ async function measureAll(options, scratch) {
   }
   const report = { machine: machine(), options, comparisons: [], pairs: [], clients: [] }
   const show = text => process.stdout.write(`${text}\n`)
+  const showPair = async pair => {
+    const compared = await comparePair(pair, context)
+    report.pairs.push(compared)
+    publish(report)
+    show(pairTable(compared))
+  }
   show(`${Object.values(report.machine).join(' · ')}\n`)
+  if (options.against !== undefined) {
+    for (const pair of pairsAgainst(options.against)) await showPair(pair)
+    return
+  }
   for (const workload of WORKLOADS.filter(({ name }) => wanted(name, 'servers'))) {
     const contenders = contendersFor(workload, options, serve)
     const runs = number('runs') ?? workload.runs
@@ -140,12 +151,7 @@ async function measureAll(options, scratch) {
     publish(report)
     show(comparisonTable(comparison))
   }
-  for (const pair of PAIRS.filter(({ name }) => wanted(name, 'pairs'))) {
-    const compared = await comparePair(pair, context)
-    report.pairs.push(compared)
-    publish(report)
-    show(pairTable(compared))
-  }
+  for (const pair of PAIRS.filter(({ name }) => wanted(name, 'pairs'))) await showPair(pair)
   for (const size of CLIENT_SIZES.filter(({ name }) => wanted(name, 'clients'))) {
     const compared = await compareClients(size, context)
     report.clients.push(compared)

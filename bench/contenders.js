@@ -63,14 +63,14 @@ export const POLL_HEAD = `GET /progress HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Progres
 const SERVE = { defaults: [], bare: ['--no-fsync', '--no-sha256'], durable: ['--no-sha256'] }
 
 /** @returns {Contender} */
-export function uploadr(mode, { name = `uploadr ${mode}`, options = [] } = {}) {
+export function uploadr(mode, { name = `uploadr ${mode}`, options = [], bin = BIN } = {}) {
   return {
     name,
     group: 'uploadr',
     mode,
     polled: mode === 'defaults',
     command: ({ files }) => ({
-      args: [process.execPath, BIN, 'serve', '--port', '0', '--dir', files, ...SERVE[mode], ...options],
+      args: [process.execPath, bin, 'serve', '--port', '0', '--dir', files, ...SERVE[mode], ...options],
       ready: 'prints',
     }),
     request: (size, boundary) => multipart(size, boundary, `X-Progress-ID: bench-${HOLE}\r\n`),

@@ -1,3 +1,4 @@
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Server, uploadr } from './contenders.js'
 import { format, median, quantile, summarize, table } from './figures.js'
@@ -38,6 +39,24 @@ export const PAIRS = [
   },
 ]
 
+/** This checkout against another one, built: what a change has cost. */
+export function pairsAgainst(folder) {
+  const other = () => uploadr('bare', { name: 'the other', bin: join(folder, 'bin/uploadr.js') })
+  const a = { name: 'the other', contender: other }
+  const b = { name: 'this one', contender: () => uploadr('bare') }
+  const works = [
+    { size: 1024 * MIB, connections: 1, requests: 1, rounds: 14, title: 'one file of 1 GiB' },
+    ...[1024, 64 * 1024].map(size => {
+      const title = `16 connections, files of ${size / 1024} KiB`
+      return { size, connections: 16, requests: 20_000, seconds: 0.6, rounds: 24, title }
+    }),
+  ]
+  return works.map(({ rounds, title, ...work }) => {
+    const name = `against-${work.size / 1024}k`
+    return { name, title: `this checkout against another; ${title}`, a, b, work, rounds }
+  })
+}
+
 function tenHandlers() {
   return uploadr('bare', {
     name: 'ten handlers',
@@ -77,11 +96,13 @@ export async function comparePair(pair, { scratch, payloads, rounds = pair.round
     }
     const rate = run => run.bytes / run.seconds
     const ratios = b.runs.map((run, i) => rate(run) / rate(a.runs[i]))
+    const costs = b.runs.map((run, i) => run.cpu / run.bytes / (a.runs[i].cpu / a.runs[i].bytes))
     return {
       name: pair.name,
       title: pair.title,
       sides: [a, b].map(side => ({ name: side.name, ...summarize(side.runs, side.server.peakMemory()) })),
       ratio: median(ratios),
+      cpuRatio: median(costs),
       quartiles: [quantile(ratios, 0.25), quantile(ratios, 0.75)],
     }
   } finally {
@@ -89,7 +110,7 @@ export async function comparePair(pair, { scratch, payloads, rounds = pair.round
   }
 }
 
-export function pairTable({ name, title, sides, ratio, quartiles }) {
+export function pairTable({ name, title, sides, ratio, cpuRatio, quartiles }) {
   const rows = sides.map(side => [
     side.name,
     side.mibPerSecond,
@@ -102,6 +123,6 @@ export function pairTable({ name, title, sides, ratio, quartiles }) {
   return (
     `### ${name}: ${title}\n\n${table(['', 'MiB/s', 'req/s', 'CPU s/GiB', 'polls', 'slowest ms'], rows)}\n\n` +
     `Ratio of neighbours, median ${ratio.toFixed(3)} (quartiles ${low} to ${high}), ` +
-    `so ${format(Math.abs(100 * (1 - ratio)))} % ${ratio < 1 ? 'slower' : 'faster'}.\n`
+    `so ${format(Math.abs(100 * (1 - ratio)))} % ${ratio < 1 ? 'slower' : 'faster'}; of CPU a byte, ${cpuRatio.toFixed(3)}.\n`
   )
 }
