@@ -111,3 +111,62 @@ test('a reader has no limit to how often it is used', async () => {
     assert.equal(lines.length, 7)
   }
 })
+
+test('what comes byte by byte is gathered once, not anew with each byte', async t => {
+  // What is copied and searched, in bytes.
+  let looked = 0
+  const { concat } = Buffer
+  const { indexOf } = Buffer.prototype
+  t.mock.method(Buffer, 'concat', (list: readonly Uint8Array[], length?: number) => {
+    const bytes = concat(list, length)
+    looked += bytes.length
+    return bytes
+  })
+  t.mock.method(Buffer.prototype, 'indexOf', function (this: Buffer, value: Buffer, from = 0) {
+    looked += this.length - from
+    return indexOf.call(this, value, from)
+  })
+  const [CRLF, blanks] = ['\r\n', ' '.repeat(16_000)]
+  const part = `Content-Disposition: form-data; name="n"${CRLF}X: ${'x'.repeat(16_000)}${CRLF}${CRLF}v${CRLF}`
+  const form = Buffer.from(`--BOUNDARY${blanks}${CRLF}${part}--BOUNDARY${CRLF}${part}--BOUNDARY--`)
+  for (const chunk of [1, 2, 3]) {
+    looked = 0
+    assert.deepEqual(await told(form, `${PLAIN}BOUNDARY`, chunk), [
+      'field n v text/plain undefined',
+      'field n v text/plain undefined',
+    ])
+    assert.ok(looked < 10 * form.length, `${looked} for ${form.length}`)
+  }
+})
+
+test('an error says the same however its bytes come', async () => {
+  const file = multipart([FILE]).toString('latin1')
+  const bodies = [
+    file.replace('BOUNDARY\r\n', 'BOUNDARYX and more, in one piece or in many\r\n'),
+    file.replace('BOUNDARY\r\n', 'BOUNDARY   X\r\n'),
+    file.replace('BOUNDARY\r\n', 'BOUNDARY -- \r\n'),
+    file.replace('BOUNDARY\r\n', 'BOUNDARY\rX\n'),
+    file.replace('BOUNDARY\r\n', 'BOUNDARY\n'),
+    file.replace('BOUNDARY\r\n', 'BOUNDARY\r\n\r\n'),
+    file.replace('BOUNDARY\r\n', 'BOUNDARY\r\n--BOUNDARY\r\n'),
+    file.replace('\r\n\r\n', '\r\n--BOUNDARY\r\n\r\n'),
+    file.replace('\r\n\r\n', '\n\r\n--BOUNDARY\r\n\r\n'),
+    file.replace('\r\n\r\n', `\r\nX: ${'x'.repeat(20_000)}\n\r\n\r\n`),
+    file.replace('\r\n\r\n', `\nX: ${'x'.repeat(20_000)}\r\n\r\n`),
+    file.replace('BOUNDARY', `BOUNDARY${' '.repeat(20_000)}`),
+    `\ufeff${file}`.replaceAll('\r\n', '\n'),
+    file.replaceAll('\r\n', '\n'),
+    `pre\n${file}`.replaceAll('\r\n', '\n'),
+    `${file}\r\n${file}`,
+    file.slice(0, 12),
+    file.slice(0, 60),
+  ]
+  for (const body of bodies) {
+    const bytes = Buffer.from(body)
+    const whole = (await told(bytes, `${PLAIN}BOUNDARY`)).at(-1)
+    assert.match(whole ?? '', /Error/)
+    for (const chunk of [1, 2, 7, 100]) {
+      assert.equal((await told(bytes, `${PLAIN}BOUNDARY`, chunk)).at(-1), whole)
+    }
+  }
+})

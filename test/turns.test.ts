@@ -4,10 +4,10 @@ import { test } from 'node:test'
 import { FormParser } from '../src/upload/form-parser.ts'
 import { multipart } from './support.ts'
 
-/** A form of so many fields, and how many were read so far. */
+/** A form of so many fields, and how many of them, and of the chunks they come in, were read so far. */
 function form(fields: number) {
   const body = multipart(Array.from({ length: fields }, (_, i) => ({ name: `f${i}`, body: 'x' })))
-  const state = { read: 0, ended: false, isOver: false }
+  const state = { read: 0, taken: 0, ended: false, isOver: false }
   const parser = new FormParser(
     'multipart/form-data; boundary=BOUNDARY',
     { partHead: 1000 },
@@ -24,8 +24,12 @@ function form(fields: number) {
       },
     },
   )
-  const parse = async () => {
-    await parser.write(body)
+  const parse = async (chunk = body.length) => {
+    for (let at = 0; at < body.length; at += chunk) {
+      const wait = parser.write(body.subarray(at, at + chunk))
+      state.taken++
+      if (wait) await wait
+    }
     parser.end()
     state.ended = true
   }
@@ -46,6 +50,20 @@ test('a form of many parts in one chunk is read over many turns, a few parts in 
   await parsed
   assert.equal(state.read, 1000)
   assert.ok(turns > 10, `${turns} turns`)
+})
+
+test('a form in chunks of one byte is read over many turns, however little they hold', async () => {
+  const { state, parse } = form(1000)
+  const parsed = parse(1)
+  let turns = 0
+  for (let before = state.taken; !state.ended; turns++) {
+    await turn()
+    assert.ok(state.taken - before <= 1000, `${state.taken - before} chunks in a turn`)
+    before = state.taken
+  }
+  await parsed
+  assert.equal(state.read, 1000)
+  assert.ok(turns > 50, `${turns} turns`)
 })
 
 test('what one of them spends, all have: a hundred forms take no more of a turn than one', async () => {

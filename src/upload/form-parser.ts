@@ -32,20 +32,22 @@ interface OuterPart extends HeadPlace {
 
 export type FormLimits = Pick<Limits, 'partHead'>
 
-const LF = 10
-const SPACE = 32
 const TAB = 9
+const LF = 10
+const CR = 13
+const SPACE = 32
+const HYPHEN = 45
 const CRLF = Buffer.from('\r\n')
-/** What makes a delimiter the last one. */
-const CLOSING = Buffer.from('--')
 const HEAD_END = Buffer.from('\r\n\r\n')
 /** What an error quotes of a head or a boundary, in characters. */
 const QUOTE_MAX = 200
 const EMPTY = Buffer.alloc(0)
-/** busboy keeps every piece of a field's value as it comes: small ones are handed on together. */
-const FIELD_BLOCK = 4096
+/** The least that pieces are gathered in. busboy keeps each of a field's value as it comes: small ones are handed on together. */
+const BLOCK = 4096
 /** So many parts of a form are taken apart as they come; those after them in turns with other forms. */
 const FREE_PARTS = 16
+/** So many chunks count as a part: of one byte, as HTTP's chunked coding can have them, they take as long. */
+const CHUNKS_A_PART = 16
 const turns = new Turns()
 
 /**
@@ -59,20 +61,25 @@ export class FormParser {
   readonly #search: DelimiterSearch
   readonly #reader: PartReader
   readonly #delimiter: Buffer
-  #state: 'preamble' | 'head' | PartHead['kind'] | 'epilogue' | 'behind' = 'preamble'
+  #state: 'preamble' | 'line' | 'head' | PartHead['kind'] | 'epilogue' | 'behind' = 'preamble'
   /** The end of the preamble, as long as a boundary; undefined for no preamble. */
   #preambleEnd: Buffer | undefined
-  /** What there is of the head in hand, and of the line before it; nothing once it has been read. */
+  /** Of the delimiter's line: how many blanks, and the first byte behind them. */
+  #padding = 0
+  #first: number | undefined
+  /** What there is of the head in hand; nothing once it has been read. */
   #bytes: Buffer = EMPTY
   /** What it says. */
   #head: PartHead | undefined
   #parts = 0
+  #chunks = 0
   readonly #place: HeadPlace
   /** The form in the part in hand, where that is one. */
   #inner: FormParser | undefined
   /** What errors add to the number of a part: the part that this form is in. */
   readonly #within: string
-  #block: Buffer | undefined
+  /** Pieces of a head, or of a field's value, and how many bytes they have. */
+  #block = EMPTY
   #gathered = 0
 
   /**
@@ -99,7 +106,9 @@ export class FormParser {
 
   /** The next chunk, once the one before has been taken. The memory is used again after that. */
   write(chunk: Buffer): Awaitable<void> {
-    return this.#take(this.#search.pieces(chunk))
+    const wait = this.#take(this.#search.pieces(chunk))
+    if (wait || ++this.#chunks % CHUNKS_A_PART > 0) return wait
+    return turns.spend()
   }
 
   /** The body has ended. Throws a `truncated_body` where the form had not. */
@@ -129,12 +138,14 @@ export class FormParser {
       this.#bytes = EMPTY
       return
     }
-    if (state === 'head') this.#refuse('has a head without an end')
+    if (state === 'line' || state === 'head') this.#refuse('has a head without an end')
     if (state === 'field') this.#handOn()
     if (state === 'files') this.#inner?.end()
     // The reader stands behind the first one already.
     if (state !== 'preamble') this.#reader.delimiter()
-    this.#state = 'head'
+    this.#state = 'line'
+    this.#padding = 0
+    this.#first = undefined
     this.#head = undefined
     this.#parts++
     const wait = state === 'file' ? this.#listener.fileEnd() : undefined
@@ -149,6 +160,8 @@ export class FormParser {
         return this.#fieldData(piece)
       case 'files':
         return this.#inner?.write(piece)
+      case 'line':
+        return this.#line(piece)
       case 'head':
         return this.#headData(piece)
       case 'preamble':
@@ -178,55 +191,67 @@ export class FormParser {
     const boundary = this.#delimiter.subarray(CRLF.length)
     const at = seen.indexOf(boundary)
     if (at >= 0) {
-      const isLine = seen[at - 1] === LF || seen[at + boundary.length] === LF
-      throw isLine
+      throw seen[at - 1] === LF
         ? bareLineEnds(`the form${this.#within}`)
         : malformed(`${this.#boundary()} stands within a line`)
     }
     this.#preambleEnd = Buffer.from(seen.subarray(Math.max(0, seen.length - boundary.length)))
   }
 
+  /**
+   * The rest of a delimiter's line. Blanks before its end are transport padding (RFC 2046, 5.1.1), and count as part of
+   * the head; two hyphens make the delimiter the last one.
+   */
+  #line(piece: Buffer): Awaitable<void> {
+    let at = 0
+    if (this.#first === undefined) {
+      while (piece[at] === SPACE || piece[at] === TAB) at++
+      this.#padding += at
+      if (this.#padding > this.#limits.partHead) throw this.#headTooLarge(EMPTY)
+      this.#first = piece[at++]
+    }
+    const first = this.#first
+    const second = piece[at++]
+    if (first === undefined || second === undefined) return
+    if (first === CR && second === LF) {
+      this.#state = 'head'
+      // With this line end, which may be the first half of the head's.
+      if (at >= CRLF.length) return this.#headData(piece.subarray(at - CRLF.length))
+      this.#gather(CRLF)
+      return this.#headData(piece.subarray(at))
+    }
+    if (first !== HYPHEN || second !== HYPHEN || this.#padding > 0) {
+      const before = `the boundary before ${this.#part()}`
+      if (first === LF) throw bareLineEnds(before)
+      throw malformed(`${before} is followed by ${quote(Buffer.of(first, second))}, not by a line end`)
+    }
+    this.#state = 'epilogue'
+    this.#reader.close()
+  }
+
+  /** The head in hand, from the line end before it on. Each byte is looked at once, however it comes. */
   #headData(piece: Buffer): Awaitable<void> {
-    const before = this.#bytes.length
-    const bytes = before > 0 ? Buffer.concat([this.#bytes, piece]) : piece
-    const start = this.#headStart(bytes)
-    if (this.#state === 'epilogue') return
-    const found = bytes.indexOf(HEAD_END, Math.max(0, start - CRLF.length, before - HEAD_END.length + 1))
+    const before = this.#gathered
+    const max = CRLF.length + this.#limits.partHead
+    let bytes = before > 0 ? this.#gather(piece.subarray(0, max + 1 - before)) : piece
+    const found = bytes.indexOf(HEAD_END, Math.max(0, before - HEAD_END.length + 1))
     const end = found < 0 ? bytes.length : found + HEAD_END.length
-    this.#bytes = found >= 0 ? bytes.subarray(start, end) : before > 0 ? bytes : Buffer.from(bytes)
-    if (end - start > this.#limits.partHead) throw this.#headTooLarge()
+    if (end > max) throw this.#headTooLarge(bytes.subarray(CRLF.length, max))
+    if (found < 0 && before === 0) bytes = this.#gather(piece)
+    this.#bytes = bytes.subarray(CRLF.length, end)
     if (found < 0) return
+    this.#gathered = 0
     this.#reader.data(this.#bytes)
     const head = this.#head
     if (!head) return this.#refuse('could not be read')
     this.#bytes = EMPTY
-    const rest = bytes.subarray(end)
+    const rest = piece.subarray(end - before)
     this.#state = head.kind
     if (head.kind === 'files') this.#inner = this.#formOf(head)
     if (head.kind !== 'file') return rest.length > 0 ? this.#data(rest) : undefined
     const wait = this.#listener.file(head)
     if (rest.length === 0) return wait
     return wait ? this.#after(wait, () => this.#listener.fileData(rest)) : this.#listener.fileData(rest)
-  }
-
-  /**
-   * Where a head begins in what follows a delimiter; negative while that is not known, or behind the last part.
-   * Blanks before the line end are transport padding (RFC 2046, 5.1.1).
-   */
-  #headStart(bytes: Buffer): number {
-    let at = 0
-    while (bytes[at] === SPACE || bytes[at] === TAB) at++
-    if (at + CRLF.length > bytes.length) return -1
-    const line = bytes.subarray(at, at + CRLF.length)
-    if (line.equals(CRLF)) return at + CRLF.length
-    if (at > 0 || !line.equals(CLOSING)) {
-      const before = `the boundary before ${this.#part()}`
-      if (line[0] === LF) throw bareLineEnds(before)
-      throw malformed(`${before} is followed by ${quote(bytes)}, not by a line end`)
-    }
-    this.#state = 'epilogue'
-    this.#reader.close()
-    return -1
   }
 
   #formOf(head: PartHead): FormParser {
@@ -237,16 +262,28 @@ export class FormParser {
 
   #fieldData(piece: Buffer): void {
     this.#listener.fieldData(this.#head as PartHead, piece.length)
-    if (this.#gathered + piece.length > FIELD_BLOCK) this.#handOn()
-    if (piece.length > FIELD_BLOCK) return this.#reader.data(piece)
-    this.#block ??= Buffer.allocUnsafeSlow(FIELD_BLOCK)
-    this.#gathered += piece.copy(this.#block, this.#gathered)
+    if (this.#gathered + piece.length > BLOCK) this.#handOn()
+    if (piece.length > BLOCK) this.#reader.data(piece)
+    else this.#gather(piece)
   }
 
   #handOn(): void {
     const gathered = this.#gathered
     this.#gathered = 0
-    if (this.#block && gathered > 0) this.#reader.data(this.#block, gathered)
+    if (gathered > 0) this.#reader.data(this.#block, gathered)
+  }
+
+  /** Puts a piece behind those before it; a view of all of them. */
+  #gather(piece: Buffer): Buffer {
+    const gathered = this.#gathered + piece.length
+    if (gathered > this.#block.length) {
+      const larger = Buffer.allocUnsafeSlow(Math.max(BLOCK, 2 * gathered))
+      this.#block.copy(larger, 0, 0, this.#gathered)
+      this.#block = larger
+    }
+    piece.copy(this.#block, this.#gathered)
+    this.#gathered = gathered
+    return this.#block.subarray(0, gathered)
   }
 
   /** What errors call the part in hand. */
@@ -263,8 +300,8 @@ export class FormParser {
     throw malformed(`${this.#part()} ${reason}: ${quote(this.#bytes)}`)
   }
 
-  #headTooLarge(): UploadError {
-    if (hasBareLineEnds(this.#bytes)) return bareLineEnds(this.#part())
+  #headTooLarge(bytes: Buffer): UploadError {
+    if (hasBareLineEnds(bytes)) return bareLineEnds(this.#part())
     const detail = `the head of ${this.#part()} is larger than ${formatSize(this.#limits.partHead)}`
     return new UploadError('part_head_too_large', detail)
   }
