@@ -6,7 +6,7 @@ import { appendFile, mkdir, open, readFile, stat, utimes, writeFile } from 'node
 import http from 'node:http'
 import https from 'node:https'
 import net, { type AddressInfo, type Socket } from 'node:net'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -836,4 +836,302 @@ test('names arrive as they are, and where they cannot, why is said', ENDS, async
   assert.match(lines[3] ?? '', /^100%22\.txt stored as 100%22_\w{7}\.txt \(name taken\): /)
   const long = streamSource(Readable.from([Buffer.from('x')]), `${'x'.repeat(300)}.txt`)
   assert.equal((await push({ url, source: long })).why, 'name shortened')
+})
+
+test('nothing is believed that is said before the file was read to its end', ENDS, async t => {
+  const stream = new Readable({ read() {} })
+  stream.push('hello')
+  const url = await fakeServer(t, (req, res) => {
+    if (req.method === 'GET') return void res.writeHead(404).end()
+    req.once('data', () => res.writeHead(201).end(receipt('hello')))
+  })
+  const pushing = push({ url, source: streamSource(stream, 'file.bin') })
+  await assert.rejects(
+    pushing,
+    is('bad_answer', 9, /done after \d+ bytes sent, before file.bin was at its end/),
+  )
+})
+
+test('after the head of a 201 nothing is worth another try', ENDS, async t => {
+  const server = net.createServer(socket => {
+    socket.once('data', head => {
+      if (head.toString().startsWith('GET')) return void socket.destroy()
+      socket.pause().end('HTTP/1.1 201 Created\r\nContent-Length: 500\r\n\r\n{')
+    })
+  })
+  const url = `http://127.0.0.1:${await listen(t, server)}/`
+  const source = await openFile(await file(t, randomFile(30_000_000)))
+  await assert.rejects(push({ url, source }), is('answer_lost', 10, /began to say that it has stored/))
+})
+
+test('a server that takes bytes all the time is alive, however few', ENDS, async t => {
+  // Small segments make small buffers, as slow lines have them: loopback's own hold seconds of this.
+  const script = `import socket, sys, time
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+s.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500)
+s.bind(('127.0.0.1', 0)); s.listen(9)
+print(s.getsockname()[1], flush=True)
+c = s.accept()[0]; got = 0; piece = b''
+while not piece.endswith(b'--\\r\\n'):
+  piece = c.recv(16384); got += len(piece)
+  if got < 1500000: time.sleep(0.05)
+c.sendall(b'HTTP/1.1 201 Created\\r\\nContent-Length: %d\\r\\n\\r\\n%s' % (len(sys.argv[1]), sys.argv[1].encode()))
+time.sleep(60)`
+  const bytes = randomFile(2_500_000)
+  const child = spawn('python3', ['-c', script, receipt(bytes)], { stdio: ['ignore', 'pipe', 'inherit'] })
+  t.after(() => child.kill('SIGKILL'))
+  const [port] = await once(child.stdout, 'data')
+  const source = await openFile(await file(t, bytes))
+  const result = await push({ url: `http://127.0.0.1:${Number(port)}/`, source, timeout: 2000 })
+  assert.equal(result.verified, true)
+})
+
+test('polls are asked often enough to hear of life within the timeout', ENDS, async t => {
+  let polls = 0
+  let answer = () => {}
+  const url = await fakeServer(t, (req, res) => {
+    if (req.method === 'POST') {
+      req.resume().once('end', () => (answer = () => res.writeHead(201).end(receipt('hello'))))
+      return
+    }
+    res.end(JSON.stringify({ state: 'uploading', received: 99, size: 99, phase: 'storing' }))
+    if (++polls === 10) answer()
+  })
+  const result = await push({ url, source: hello(), timeout: 1000, interval: 600_000 })
+  assert.equal(result.verified, true)
+})
+
+test('an answer is waited for as long as was said, also where progress says done', ENDS, async t => {
+  let answer = () => {}
+  let heard = () => {}
+  const polled = new Promise<void>(resolve => (heard = resolve))
+  const url = await fakeServer(t, (req, res) => {
+    if (req.method === 'POST') {
+      req.resume().once('end', () => (answer = () => res.writeHead(201).end(receipt('hello'))))
+    } else {
+      res.end(JSON.stringify({ state: 'done' }))
+      heard()
+    }
+  })
+  const pushing = push({ url, source: hello() })
+  await polled
+  // Longer than an answer that tells of a failure is waited for.
+  await delay(3000)
+  answer()
+  assert.equal((await pushing).verified, true)
+  const lost = push({ url, source: hello(), timeout: 300, interval: 20 })
+  await assert.rejects(lost, is('answer_lost', 10, /no answer came within 300 ms/))
+})
+
+test('who is told to stop stops, whatever is being found out about a failure', ENDS, async t => {
+  const large = await file(t, randomFile(30_000_000))
+  type Case = [what: string, post: http.RequestListener, get: (res: http.ServerResponse) => void]
+  const reset: http.RequestListener = req => void req.resume().once('end', () => req.socket.destroy())
+  const cases: Case[] = [
+    ['the progress is asked, after all was sent', reset, () => {}],
+    ['the progress is asked, before', req => req.once('data', () => req.socket.destroy()), () => {}],
+    ['TLS is tried', reset, res => res.socket?.destroy()],
+    [
+      'the progress is asked again',
+      reset,
+      res => void res.end(JSON.stringify({ state: 'uploading', received: 9, phase: 'receiving' })),
+    ],
+    [
+      'the progress is asked behind a gateway',
+      (req, res) => void req.resume().once('end', () => res.writeHead(502).end()),
+      () => {},
+    ],
+  ]
+  for (const [what, post, get] of cases) {
+    let asked = () => {}
+    const server = http.createServer((req, res) => {
+      if (req.method === 'POST') return post(req, res)
+      get(res)
+      if (what !== 'TLS is tried') asked()
+    })
+    // A TLS client's hello is no HTTP; it is not answered.
+    server.on('clientError', () => asked())
+    const url = `http://127.0.0.1:${await listen(t, server)}/`
+    const control = new AbortController()
+    asked = () => control.abort()
+    const source = what.endsWith('before') ? await openFile(large) : hello()
+    const pushing = push({ url, source, signal: control.signal })
+    await assert.rejects(pushing, is('interrupted', 130), what)
+    const path = what.endsWith('before') ? large : await file(t, 'hello')
+    const running = uploadr(t, ['push', path, path, '--json', '--url', url])
+    asked = () => void running.child.kill('SIGINT')
+    assert.ok([130, 'SIGINT'].includes(await running.exited), `${what}: ${running.stderr()}`)
+    const lines = running.stdout().trim().split('\n')
+    assert.deepEqual(
+      lines.map(line => JSON.parse(line).error.code),
+      ['interrupted'],
+    )
+  }
+})
+
+for (const [what, progress] of [
+  ['rise and fall', (polls: number) => ({ received: (polls % 2) * 1e6, phase: 'receiving' })],
+  ['rise beyond what was sent', (polls: number) => ({ received: 1e9 + polls, phase: 'receiving' })],
+  ['stand still, of what is said to be stored', () => ({ received: 1, phase: 'storing' })],
+] as const) {
+  test(`a server that takes nothing is not alive by counts that ${what}`, ENDS, async t => {
+    let polls = 0
+    const url = await fakeServer(t, (req, res) => {
+      if (req.method === 'GET') res.end(JSON.stringify({ state: 'uploading', ...progress(polls++) }))
+    })
+    const source = await openFile(await file(t, randomFile(30_000_000)))
+    const received: number[] = []
+    const onProgress = (now: PushProgress) => void received.push(now.received - now.sent)
+    await assert.rejects(push({ url, source, timeout: 1000, interval: 20, onProgress }), is('stalled', 4))
+    // A chunk is on its way to the socket.
+    assert.ok(Math.max(...received) <= 1024 * 1024 + 1000, `${Math.max(...received)}`)
+  })
+}
+
+test('a server that repeats our secrets has none of them printed', ENDS, async t => {
+  const token = 'tok-SECRET"\\123456'
+  const path = await file(t, 'hello')
+  const after = (handle: http.RequestListener) =>
+    fakeServer(t, (req, res) => {
+      if (req.method === 'GET') return void res.writeHead(404).end()
+      req.resume().once('end', () => handle(req, res))
+    })
+  const answers = (status: number, body: object) =>
+    after((_, res) => void res.writeHead(status).end(JSON.stringify(body)))
+  const errors = { [token]: [{ message: token, code: token }] }
+  const says = async (text: string) => {
+    const server = net.createServer(socket => void socket.once('data', () => socket.end(text)))
+    return `http://127.0.0.1:${await listen(t, server)}/`
+  }
+  const echo = net.createServer(socket => void socket.pipe(socket))
+  let polls = 0
+  let answer = () => {}
+  const polled = await fakeServer(t, (req, res) => {
+    if (req.method === 'POST') {
+      answer = () => res.writeHead(201).end(receipt('hello'))
+      return
+    }
+    res.end(token)
+    if (++polls === 5) answer()
+  })
+  const named = { name: token, sentAs: token, type: token, handler: token, field: token }
+  const cases: [url: string, exit: number, told: RegExp][] = [
+    [`http://127.0.0.1:${await listen(t, echo)}/`, 9, /is not HTTP/],
+    [await says(`HTTP/1.1 20${token} Bad\r\n\r\n`), 9, /is not HTTP/],
+    [await says(`HTTP/1.1 2${token.slice(0, 12)}`), 9, /is not HTTP/],
+    [await after((_, res) => void res.writeHead(503, { 'retry-after': token }).end()), 4, /HTTP 503/],
+    [await answers(422, { code: 'invalid_form', detail: token, errors }), 6, /…/],
+    [await answers(201, JSON.parse(receipt('hello', named))), 0, /…/],
+    [await answers(201, JSON.parse(receipt('hello', { sha256: token }))), 7, /…/],
+    [polled, 0, /no progress answer/],
+  ]
+  for (const [url, exit, told] of cases) {
+    const how = url === polled ? 'lines' : 'json'
+    const args = ['push', path, '--json', '--progress', how, '--url', `${url}?key=SECRET-KEY`]
+    const running = uploadr(t, args, { env: { UPLOADR_TOKEN: token } })
+    assert.equal(await running.exited, exit, `${url}: ${running.stderr()}`)
+    const printed = running.stdout() + running.stderr()
+    assert.match(printed, told)
+    assert.doesNotMatch(printed, /SECRET/)
+  }
+})
+
+test('of an answer nothing is kept but what it is there for, however deep the rest', ENDS, async t => {
+  const path = await file(t, 'hello')
+  const deep = '['.repeat(30_000) + ']'.repeat(30_000)
+  const problem = '{"code":"invalid_form","detail":"bad","errors":'
+  const error = '{"message":"m","code":"c"}'
+  const cases: [status: number, body: string, exit: number][] = [
+    [201, receipt('hello').replace('{', `{"x":${deep},`), 0],
+    [201, receipt('hello').replace('{', `{"fields":{"a":["b",1,${deep}]},`), 0],
+    [201, receipt('hello').replace('[{', `[{"x":${deep},`), 0],
+    [422, `${problem}${deep}}`, 6],
+    [422, `${problem}{"title":[${deep},${error}]}}`, 6],
+    [422, `${problem}{"title":[${error}],"x":1}}`, 6],
+    [201, deep, 9],
+  ]
+  for (const [status, body, exit] of cases) {
+    const url = await fakeServer(t, (req, res) => {
+      req.resume().once('end', () => res.writeHead(status).end(body))
+    })
+    const running = uploadr(t, ['push', path, '--json', '--progress', 'json', '--url', url])
+    assert.equal(await running.exited, exit, running.stderr())
+    for (const line of running.stderr().trim().split('\n')) JSON.parse(line)
+    const { ok, receipt: got, error: told } = JSON.parse(running.stdout())
+    assert.equal(ok, exit === 0)
+    if (got?.fields) assert.deepEqual(got.fields, { a: ['b'] })
+    if (told?.errors) assert.deepEqual(told.errors, { title: [JSON.parse(error)] })
+    if (got) assert.equal('x' in got || 'x' in got.files[0], false)
+  }
+})
+
+test('a server that asks for a certificate of the client’s', ENDS, async t => {
+  const { path: trusted } = await certificate(t)
+  const files = ['-cert', trusted, '-key', join(dirname(trusted), 'key.pem')]
+  const options = ['s_server', '-accept', '127.0.0.1:0', '-Verify', '1', '-verify_return_error', ...files]
+  const child = spawn('openssl', options, { stdio: ['pipe', 'pipe', 'ignore'] })
+  t.after(() => child.kill('SIGKILL'))
+  let said = ''
+  child.stdout.on('data', chunk => (said += chunk))
+  await until(
+    () => said,
+    text => /ACCEPT .*:\d+/.test(text),
+  )
+  const port = /ACCEPT .*:(\d+)/.exec(said)?.[1]
+  const args = ['push', await file(t, 'hello'), '--url', `https://localhost:${port}/`]
+  const running = uploadr(t, args, { env: { NODE_EXTRA_CA_CERTS: trusted } })
+  assert.equal(await running.exited, 12, running.stderr())
+  assert.match(running.stderr(), /localhost:\d+ asks for a certificate of the client’s, and push has none/)
+})
+
+test('a count that is no number of bytes is no progress answer', ENDS, async t => {
+  for (const received of ['1e400', '1e300', '0.5', '-1']) {
+    let polls = 0
+    let answer = () => {}
+    const url = await fakeServer(t, (req, res) => {
+      if (req.method === 'POST') {
+        req.resume().once('end', () => (answer = () => res.writeHead(201).end(receipt('hello'))))
+        return
+      }
+      res.end(`{"state":"uploading","received":${received},"phase":"receiving"}`)
+      if (++polls === 5) answer()
+    })
+    const seen: PushProgress[] = []
+    await push({ url, source: hello(), interval: 10, onProgress: now => seen.push(now) })
+    assert.ok(seen.every(now => Number.isSafeInteger(now.received)))
+    assert.equal(seen.at(-1)?.why, 'no progress answer')
+  }
+})
+
+test('a kept connection that ends as the next file is on its way: was it read?', ENDS, async t => {
+  const lastsFor = async (knows: boolean, interim = '') => {
+    const known = new Set<unknown>()
+    const url = await fakeServer(t, (req, res) => {
+      const id = req.headers['x-progress-id']
+      if (req.method === 'GET')
+        return void res.end(JSON.stringify({ state: known.has(id) ? 'done' : 'starting' }))
+      req.resume().once('end', () => {
+        if (known.size > 0 || req.headers['x-progress-id'] === 'second') return void req.socket.end(interim)
+        if (knows) known.add(id)
+        res.writeHead(201).end(receipt('hello'))
+      })
+    })
+    const sender = openSender({ url })
+    t.after(() => sender.close())
+    await sender.push({ source: hello() })
+    return sender.push({ source: hello(), id: 'second' })
+  }
+  await assert.rejects(lastsFor(true), is('connection_lost', 4))
+  // Whose progress knows nothing, or who has begun to answer, may have stored it.
+  await assert.rejects(lastsFor(false), is('answer_lost', 10))
+  await assert.rejects(lastsFor(true, 'HTTP/1.1 102 Processing\r\n\r\n'), is('answer_lost', 10))
+})
+
+test('a digest is the same in upper case', ENDS, async t => {
+  const digest = sha256(Buffer.from('hello')).toUpperCase()
+  const url = await fakeServer(t, (req, res) => {
+    const answer = receipt('hello', { sha256: digest, arrived: { size: 5, sha256: digest } })
+    req.resume().once('end', () => res.writeHead(201).end(answer))
+  })
+  assert.equal((await push({ url, source: hello() })).verified, true)
 })

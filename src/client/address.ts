@@ -10,6 +10,8 @@ export interface Address {
   readonly headers: Readonly<Record<string, string>>
   /** What a server said, without the secrets of this address: some repeat what they were asked. */
   hide(text: string): string
+  /** Whether there is anything to hide. */
+  readonly hasSecrets: boolean
 }
 
 /** Throws `usage` unless the text is an http or https URL, and the token can be sent. */
@@ -33,7 +35,7 @@ export function parseAddress(text: string, token: string | undefined): Address {
   const long = [proof, password, decoded(password)].filter(secret => secret.length >= 8)
   const secrets = query === '' ? long : [query, decoded(query), ...long]
   const hide = (text: string) => secrets.reduce((shown, secret) => shown.replaceAll(secret, '…'), text)
-  return { base: url, query, headers, hide }
+  return { base: url, query, headers, hide, hasSecrets: query !== '' || proof !== '' }
 }
 
 /** What was meant as a URL, without what may be secret in it: all before its last @, and what follows its path. */

@@ -6,6 +6,13 @@ import type { Client, Dispatcher } from 'undici'
 export interface Connection {
   /** Where the signal aborts while the connection is being made, that ends too. */
   request(options: Dispatcher.RequestOptions & { signal: AbortSignal }): Promise<Dispatcher.ResponseData>
+  /** Bytes that the system has taken of all that was sent over the socket of now. */
+  taken(): number
+  /**
+   * Whether the last request went over a socket with answers to others, and none of its own: who closes
+   * a kept connection may not have read what was on its way meanwhile (RFC 9112, 9.3.1).
+   */
+  unheard(): boolean
   destroy(): Promise<void>
 }
 
@@ -32,12 +39,18 @@ export function openConnection(origin: string): Connection {
   let connecting: Socket | undefined
   const giveUp = () => connecting?.destroy(new Error('given up'))
   let asked: AbortSignal | undefined
+  let socket: Socket | undefined
+  /** Bytes that had come over it when the last request was made. */
+  let heard = 0
   const connect: Connect = (to, done) => {
     connecting = connector(to, (...result) => {
       connecting = undefined
       done(...result)
-      const [, socket] = result
-      if (socket) readOverContinue((socket as unknown as Record<symbol, Parser>)[kParser])
+      const [, made] = result
+      if (!made) return
+      socket = made
+      heard = 0
+      readOverContinue((made as unknown as Record<symbol, Parser>)[kParser])
     })
     // undici connects a moment after it was asked to.
     if (asked?.aborted) giveUp()
@@ -53,6 +66,7 @@ export function openConnection(origin: string): Connection {
   return {
     async request(options) {
       asked = options.signal
+      heard = socket?.bytesRead ?? 0
       options.signal.addEventListener('abort', giveUp)
       try {
         return await request.call(client, options)
@@ -60,11 +74,22 @@ export function openConnection(origin: string): Connection {
         options.signal.removeEventListener('abort', giveUp)
       }
     },
+    taken() {
+      // A socket's own `bytesWritten` has all of a chunk from its first byte on. node's timeouts look here, too.
+      const { bytesWritten = 0, writeQueueSize = 0 } =
+        (socket as unknown as Sending | undefined)?._handle ?? {}
+      return bytesWritten - writeQueueSize
+    },
+    unheard: () => heard > 0 && socket?.bytesRead === heard,
     destroy() {
       connecting?.destroy()
       return client.destroy()
     },
   }
+}
+
+interface Sending {
+  _handle?: { bytesWritten?: number; writeQueueSize?: number } | null
 }
 
 interface Parser {

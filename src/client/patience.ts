@@ -5,8 +5,14 @@
 export class Patience {
   /** True while nobody is waited for. */
   suspended = false
+  readonly #look: () => void
   #silent = 0
   #timer: NodeJS.Timeout | undefined
+
+  /** Calls `look` again and again while it waits, for signs of life that do not come by themselves. */
+  constructor(look: () => void) {
+    this.#look = look
+  }
 
   /** From here on at most `ms`, 0 for ever; then `over` is called, once, unless something else is waited for by then. */
   wait(ms: number, over: () => void): void {
@@ -21,6 +27,7 @@ export class Patience {
       // A tick that comes later than this was held up, and so was everything that it would have heard of.
       if (!this.suspended) this.#silent += Math.min(now - last, 2 * tick)
       last = now
+      this.#look()
       if (this.#silent < ms) return
       this.stop()
       over()

@@ -1,5 +1,6 @@
 import { PROGRESS_ID, type Progress, ROUTES } from '../protocol.ts'
 import type { Address } from './address.ts'
+import { readProgress } from './answers.ts'
 import type { Connection } from './connection.ts'
 
 export interface ProgressEndpoint extends Address {
@@ -15,7 +16,7 @@ const FIRST_POLL_MS = 100
 
 /** Asks once. Throws where the answer is no progress record, or comes too late. */
 export async function askProgress(endpoint: ProgressEndpoint, signal?: AbortSignal): Promise<Progress> {
-  const { base, query, id, headers, connection } = endpoint
+  const { base, query, id, headers, hide, connection } = endpoint
   const limit = new AbortController()
   const end = () => limit.abort()
   const timer = setTimeout(end, POLL_TIMEOUT_MS)
@@ -30,7 +31,7 @@ export async function askProgress(endpoint: ProgressEndpoint, signal?: AbortSign
     })
     const text = await readText(body)
     if (statusCode !== 200) throw new Error(`HTTP ${statusCode}`)
-    return readProgress(JSON.parse(text))
+    return readProgress(text, hide)
   } finally {
     clearTimeout(timer)
     signal?.removeEventListener('abort', end)
@@ -42,23 +43,6 @@ export async function readText(body: AsyncIterable<Buffer>): Promise<string> {
   const chunks: Buffer[] = []
   for await (const chunk of body) chunks.push(chunk)
   return Buffer.concat(chunks).toString()
-}
-
-/** What a stranger sent as a progress record, as one. */
-function readProgress(answer: unknown): Progress {
-  const { state, received, size, status, code, detail, phase } = Object(answer) as Record<string, unknown>
-  const count = (value: unknown) => (typeof value === 'number' && value >= 0 ? value : undefined)
-  const text = (value: unknown) => (typeof value === 'string' ? value : undefined)
-  const counts = { received: count(received) ?? 0, size: count(size) ?? 0 }
-  if (state === 'starting') return { state }
-  // nginx's own module sends neither number with `done` and `error`, and of an error its status alone.
-  if (state === 'done') return { state, ...counts }
-  if (state === 'error') {
-    const is = count(status) ?? 0
-    return { state, status: is, code: text(code) ?? '', detail: text(detail) ?? `HTTP ${is}`, ...counts }
-  }
-  if (state !== 'uploading' || count(received) === undefined) throw new Error('not a progress answer')
-  return { state, ...counts, phase: phase === 'storing' ? phase : 'receiving' }
 }
 
 export interface PollOptions {

@@ -7,13 +7,13 @@ import {
   DEFAULT_URL,
   isProgressId,
   PROGRESS_ID,
-  type Problem,
   type Progress,
   type Receipt,
   TITLE_MAX,
 } from '../protocol.ts'
 import { formatDuration } from '../units.ts'
 import { type Address, parseAddress, withoutSecrets } from './address.ts'
+import { readProblem, readReceipt } from './answers.ts'
 import { type Connection, openConnection } from './connection.ts'
 import { multipartFrame } from './multipart.ts'
 import { lastingFailure, networkReason, plainToTls, speaksTls } from './network-error.ts'
@@ -108,8 +108,10 @@ const TIMEOUT_MS = 60_000
 /** So many polls in a row may fail, and so long may the server know nothing, before the bar shows our count. */
 const FAILURES_MAX = 3
 const STARTING_MAX_MS = 3000
-/** After the progress endpoint has said how it ended, how long the answer itself may take. */
+/** After the progress endpoint has said that it failed, how long the answer itself may take. */
 const ANSWER_GRACE_MS = 2000
+/** Each timeout has so many polls at least: their answers may be the only signs of life. */
+const POLLS_PER_TIMEOUT = 4
 /** After a broken connection, how often the progress endpoint is asked for the reason, and how far apart. */
 const RESCUE_TRIES = 10
 const RESCUE_INTERVAL_MS = 100
@@ -171,6 +173,8 @@ class KeptSender implements Sender {
   readonly #upload: Connection
   /** Polls on the upload's own connection would wait in line behind it. */
   readonly #polling: Connection
+  /** The id of the last file that was stored. */
+  #stored: string | undefined
 
   constructor(options: SenderOptions) {
     const { url = DEFAULT_URL, token, title, type, interval = 0, timeout = 0 } = options
@@ -189,7 +193,10 @@ class KeptSender implements Sender {
     try {
       checkId(id)
       const endpoint = { ...this.#address, id, connection: this.#polling }
-      return await new Transfer({ ...this.#options, ...options }, this.#upload, endpoint).run()
+      const each = { ...this.#options, ...options }
+      const result = await new Transfer(each, this.#upload, endpoint, this.#stored).run()
+      this.#stored = id
+      return result
     } finally {
       await source.close()
     }
@@ -212,14 +219,29 @@ class Transfer {
   readonly #options: PushOptions
   readonly #connection: Connection
   readonly #endpoint: ProgressEndpoint
+  readonly #storedBefore: string | undefined
   readonly #progress: PushProgress
   /** Ends the upload's request: the caller's signal, a stall, or an outcome without an answer. */
   readonly #end = new AbortController()
   readonly #endPolling = new AbortController()
-  readonly #patience = new Patience()
+  /** What the system takes of us is a sign of life, however slowly it goes. */
+  readonly #patience = new Patience(() => {
+    const taken = this.#connection.taken()
+    if (taken !== this.#taken) this.#alive()
+    this.#taken = taken
+  })
+  #taken = 0
   #fileBytes = 0
+  /** Body bytes given to the connection, those on their way to the socket too: no server has received more. */
+  #given = 0
+  /** The highest count of the server's. */
+  #counted = 0
+  /** The source was read to its end: before that nobody can have stored it. */
+  #allRead = false
   /** All of the body has been handed to the socket: whatever happens now, it may be stored. */
   #allSent = false
+  /** The answer's status, as soon as its head is there. */
+  #status = 0
   /** Interim answers (1xx) since the last sign of life. */
   #interim = 0
   /** The server's own word, the last one. */
@@ -227,10 +249,16 @@ class Transfer {
   /** performance.now() of the first byte sent; 0 before it. */
   #began = 0
 
-  constructor(options: PushOptions, connection: Connection, endpoint: ProgressEndpoint) {
+  constructor(
+    options: PushOptions,
+    connection: Connection,
+    endpoint: ProgressEndpoint,
+    storedBefore: string | undefined,
+  ) {
     this.#options = options
     this.#connection = connection
     this.#endpoint = endpoint
+    this.#storedBefore = storedBefore
     this.#progress = { phase: 'connecting', received: 0, sent: 0, size: undefined, source: 'server' }
   }
 
@@ -248,8 +276,14 @@ class Transfer {
       answer = await this.#request(sentAs, title)
       this.#patience.stop()
       if (answer.status !== 201) throw (await this.#behindGateway(answer)) ?? refusal(answer, this.#endpoint)
+      if (!this.#allRead) {
+        const early = `the server says done after ${this.#progress.sent} bytes sent, before ${source.name} was at its end`
+        throw new UploadError('bad_answer', early)
+      }
     } catch (error) {
-      throw await this.#explain(error)
+      const failure = await this.#explain(error)
+      // Whatever it failed of, and however long that took to find out: who was told to stop has stopped.
+      throw signal?.aborted ? this.#interrupted(error) : failure
     } finally {
       this.#patience.stop()
       this.#endPolling.abort()
@@ -295,6 +329,7 @@ class Transfer {
       signal: this.#end.signal,
       onInfo: () => this.#interim++,
     })
+    this.#status = statusCode
     // The rest of the answer is short: it has no time but this, and nothing else is a sign of life now.
     this.#endPolling.abort()
     const unfinished = new UploadError('bad_answer', `the server answered HTTP ${statusCode}, without an end`)
@@ -318,16 +353,20 @@ class Transfer {
     this.#began = performance.now()
     this.#report({ phase: 'uploading' })
     void this.#poll()
+    this.#given = before.length
     yield before
-    this.#sent(before.length)
+    this.#sent()
     for await (const chunk of this.#read()) {
       this.#fileBytes += chunk.length
+      this.#given += chunk.length
       yield chunk
-      this.#sent(chunk.length)
+      this.#sent()
     }
+    this.#allRead = true
+    this.#given += after.length
     yield after
     this.#allSent = true
-    this.#sent(after.length)
+    this.#sent()
   }
 
   /** The source's bytes. While it has none to give, the server owes nothing; until its answer or its progress has said how it ended. */
@@ -342,9 +381,9 @@ class Transfer {
     this.#patience.suspended = false
   }
 
-  #sent(bytes: number): void {
-    this.#alive()
-    this.#report({ sent: this.#progress.sent + bytes })
+  /** The socket has taken what it was given. */
+  #sent(): void {
+    this.#report({ sent: this.#given })
   }
 
   #alive(): void {
@@ -355,8 +394,9 @@ class Transfer {
   }
 
   #poll(): Promise<void> {
+    const { interval = POLL_INTERVAL_MS } = this.#options
     return poll(this.#endpoint, {
-      interval: this.#options.interval ?? POLL_INTERVAL_MS,
+      interval: Math.min(interval, this.#timeout / POLLS_PER_TIMEOUT || interval),
       signal: this.#endPolling.signal,
       onProgress: progress => this.#heard(progress),
       onFailure: (error, failures) => {
@@ -366,29 +406,30 @@ class Transfer {
   }
 
   #heard(progress: Progress): void {
-    const before = this.#said
     this.#said = progress
     if (progress.state === 'starting') {
       // Normal for a moment. For longer, whoever answers does not see the upload: a buffering proxy, say.
       if (performance.now() - this.#began > STARTING_MAX_MS) this.#fallBack('it does not know this upload')
     } else if (progress.state === 'uploading') {
-      const { received, phase } = progress
-      // Of a server that stores there is no count that could change; a count that stands still is no life.
-      const counted = before?.state === 'uploading' ? before.received : undefined
-      if (received !== counted || phase === 'storing') this.#alive()
+      const received = Math.min(progress.received, this.#given)
+      const storing = progress.phase === 'storing' && this.#allSent
+      // Of a server that stores there is no count that could rise; one that does not rise is no life.
+      if (received > this.#counted || storing) this.#alive()
+      this.#counted = Math.max(this.#counted, received)
       delete this.#progress.why
       this.#report({
         source: 'server',
         received: Math.max(this.#progress.received, received),
-        phase: phase === 'storing' ? 'storing' : 'uploading',
+        phase: storing ? 'storing' : 'uploading',
       })
     } else if (progress.state === 'error' || this.#allSent) {
       // The answer is on its way to us. If it never comes, this is what there is to tell.
       this.#endPolling.abort()
-      const why = `no answer came within ${formatDuration(ANSWER_GRACE_MS)}`
+      const grace = progress.state === 'error' ? ANSWER_GRACE_MS : this.#timeout
+      const why = `no answer came within ${formatDuration(grace)}`
       const end =
         this.#verdict(progress, why) ?? new UploadError('connection_lost', `the body ended early: ${why}`)
-      this.#patience.wait(ANSWER_GRACE_MS, () => this.#end.abort(end))
+      this.#patience.wait(grace, () => this.#end.abort(end))
     }
   }
 
@@ -416,14 +457,21 @@ class Transfer {
     return new UploadError('bad_answer', `${interim}, and never an answer`)
   }
 
+  /** What the caller's signal ended it for. */
+  #interrupted(cause: unknown): UploadError {
+    const reason: unknown = this.#options.signal?.reason
+    if (reason instanceof UploadError) return reason
+    return new UploadError('interrupted', 'the push was interrupted', { cause })
+  }
+
   /** What a failed request failed of: our own reason, the file's, the server's by its progress, or the network's. */
   async #explain(thrown: unknown): Promise<UploadError> {
     const { reason, aborted } = this.#end.signal
     if (thrown instanceof UploadError) return thrown
     if (aborted && reason instanceof UploadError) return reason
-    if (aborted) return new UploadError('interrupted', 'the push was interrupted', { cause: thrown })
+    if (aborted) return this.#interrupted(thrown)
     const { base } = this.#endpoint
-    const lasting = lastingFailure(thrown, base)
+    const lasting = lastingFailure(thrown, this.#endpoint)
     if (lasting) return lasting
     const why = networkReason(thrown)
     const cause = { cause: thrown }
@@ -432,19 +480,28 @@ class Transfer {
     const { sent, size } = this.#progress
     const of = size === undefined ? '' : ` of ${size}`
     const broken = `the connection broke after ${sent}${of} bytes: ${why}`
+    if (this.#status === 201) {
+      const begun = 'the server began to say that it has stored the upload, which may be stored'
+      return new UploadError('answer_lost', `${begun}, but the rest of its answer is lost: ${broken}`, cause)
+    }
     // A server that refuses in mid-upload may have reset the connection before its answer was read.
     const said = await this.#ask()
     const verdict = this.#verdict(said, broken)
     if (verdict) return verdict
-    if (said === undefined && base.protocol === 'http:' && (await speaksTls(base, ANSWER_GRACE_MS)))
+    if (
+      said === undefined &&
+      base.protocol === 'http:' &&
+      (await speaksTls(base, ANSWER_GRACE_MS, this.#end.signal))
+    )
       return plainToTls(base, thrown)
-    if (this.#allSent && said?.state !== 'error') return this.#answerLost(said, broken)
+    const unread = said?.state === 'starting' && (await this.#wentUnread())
+    if (this.#allSent && said?.state !== 'error' && !unread) return this.#answerLost(said, broken)
     return new UploadError('connection_lost', broken, cause)
   }
 
   /** A gateway that gave up on the server says nothing of what the server did. */
   async #behindGateway({ status, text }: Answer): Promise<UploadError | undefined> {
-    const own = status >= 500 && problemOf(text)?.code === undefined
+    const own = status >= 500 && readProblem(text, this.#endpoint.hide).code === undefined
     return own ? this.#verdict(await this.#ask(), `a gateway answered HTTP ${status}`) : undefined
   }
 
@@ -453,8 +510,19 @@ class Transfer {
     for (let tries = 1; ; tries++) {
       const said = await askProgress(this.#endpoint, this.#end.signal).catch(() => undefined)
       if (said?.state !== 'uploading' || tries === RESCUE_TRIES) return said
-      await delay(RESCUE_INTERVAL_MS)
+      await delay(RESCUE_INTERVAL_MS, undefined, { signal: this.#end.signal }).catch(() => {})
     }
+  }
+
+  /**
+   * Whether a kept connection ended as our request was on its way: nothing of an answer came, and a
+   * progress that does not know this upload knows the one before it.
+   */
+  async #wentUnread(): Promise<boolean> {
+    const id = this.#storedBefore
+    if (id === undefined || !this.#connection.unheard()) return false
+    const before = await askProgress({ ...this.#endpoint, id }, this.#end.signal).catch(() => undefined)
+    return before?.state === 'done'
   }
 
   /** How it ended, where the progress can say: refused, or stored, or all there and about to be. */
@@ -462,7 +530,7 @@ class Transfer {
     if (said?.state === 'error') {
       // Our own connection's end, as the server saw it, explains nothing.
       if (said.code === 'truncated_body') return undefined
-      return UploadError.fromServer(said.status, said.code, this.#endpoint.hide(said.detail))
+      return UploadError.fromServer(said.status, said.code, said.detail)
     }
     const mayBe = said?.state === 'done' || (said?.state === 'uploading' && this.#allSent)
     return mayBe ? this.#answerLost(said, why) : undefined
@@ -485,8 +553,10 @@ class Transfer {
   }
 
   async #verified(text: string) {
-    const { source, name = source.name } = this.#options
-    const receipt = parseReceipt(text)
+    const { source } = this.#options
+    const { hide } = this.#endpoint
+    const name = hide(this.#options.name ?? source.name)
+    const receipt = readReceipt(text, hide)
     const stored = receipt?.files[0]
     if (!receipt || !stored)
       throw new UploadError('bad_answer', 'the server says done, but its answer is no receipt')
@@ -501,7 +571,7 @@ class Transfer {
     }
     const reasons = []
     if (source.renamed !== undefined && this.#options.name === undefined) reasons.push(source.renamed)
-    const { sentAs = name } = stored
+    const { sentAs } = stored
     if (sentAs !== name)
       reasons.push(Buffer.byteLength(name) > NAME_MAX_BYTES ? 'name shortened' : 'name cleaned')
     if (stored.name !== sentAs) reasons.push('name taken')
@@ -523,39 +593,15 @@ function refusal(
   // What nginx and Go say to a plain request.
   if (status === 400 && base.protocol === 'http:' && /\bHTTPS (port|server)\b/i.test(text))
     return plainToTls(base)
-  const problem = problemOf(text)
-  const detail =
-    typeof problem?.detail === 'string' ? hide(problem.detail) : `the server answered HTTP ${status}`
-  const code = typeof problem?.code === 'string' ? problem.code : ''
+  const { code = '', detail = `the server answered HTTP ${status}`, errors } = readProblem(text, hide)
   // Which server was asked is half of what may be wrong, and its own words know only the path.
   const where = status === 404 ? `${base.href}${query && '?…'}: ` : ''
-  const seconds = /^\d{1,9}$/.test(retryAfter ?? '') ? formatDuration(Number(retryAfter) * 1000) : undefined
-  const when =
-    retryAfter === undefined
-      ? ''
-      : `; try again ${seconds ? `in ${seconds}` : `after ${retryAfter.slice(0, 40)}`}`
-  return UploadError.fromServer(status, code, where + detail + when, problem?.errors)
+  const when = retryAfter && retryTime(retryAfter)
+  return UploadError.fromServer(status, code, where + detail + (when ? `; try again ${when}` : ''), errors)
 }
 
-function problemOf(text: string): Partial<Problem> | undefined {
-  const problem = parseJson(text)
-  return typeof problem === 'object' && problem !== null ? problem : undefined
-}
-
-function parseReceipt(text: string): Receipt | undefined {
-  const receipt = parseJson(text) as Receipt | undefined
-  const first = Array.isArray(receipt?.files) ? receipt.files[0] : undefined
-  const counted = (of: { size: number; sha256?: string } | undefined) =>
-    typeof of?.size === 'number' && (of.sha256 === undefined || typeof of.sha256 === 'string')
-  const whole =
-    typeof first?.name === 'string' && counted(first) && (!first.arrived || counted(first.arrived))
-  return whole ? receipt : undefined
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
+/** RFC 9110, 10.2.3: seconds, or a date; '' for anything else. */
+function retryTime(retryAfter: string): string {
+  if (/^\d{1,9}$/.test(retryAfter)) return `in ${formatDuration(Number(retryAfter) * 1000)}`
+  return /^\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT$/.test(retryAfter) ? `after ${retryAfter}` : ''
 }

@@ -114,7 +114,8 @@ async function pushAll(
         else out.result(textResult(result))
         if (options.progress === 'json') event(out, 'stored', jsonResult(file, result))
       } catch (thrown) {
-        const error = UploadError.from(thrown)
+        // Whatever a file failed of while push was told to stop: it stopped.
+        const error = UploadError.from(stop.signal.aborted ? stop.signal.reason : thrown)
         failures.push(error)
         if (options.json) out.result(JSON.stringify({ ok: false, file, error }))
         if (options.progress === 'json') event(out, 'failed', { ok: false, file, error })
