@@ -277,6 +277,80 @@ test('nor is it behind an answer that closes the connection, which arrives', asy
   assert.deepEqual(await published(at.dir), ['a.bin'])
 })
 
+test('a tunnel, or what is no HTTP, takes no answer away from the requests before it', async t => {
+  const close = '\r\nHost: localhost\r\nConnection: close\r\n\r\n'
+  for (const behind of ['CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n', 'nonsense\r\n\r\n']) {
+    const befores: [before: string, statuses: number[]][] = [
+      [WHOLE, [201]],
+      // Answered at once, but after the upload: its answer waits in line.
+      [`${WHOLE}GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n`, [201, 404]],
+      [`GET /nothing HTTP/1.1${close}`, [404]],
+      [`${WHOLE}GET / HTTP/1.1${close}`, [201, 200]],
+    ]
+    for (const [before, statuses] of befores) {
+      const waiting: (() => void)[] = []
+      const complete = () => new Promise<void>(resolve => waiting.push(resolve))
+      const at = await startServer(t, { handlers: [{ name: 'slow', complete }] })
+      const socket = connect(at.url)
+      let text = ''
+      socket.on('data', data => (text += data))
+      socket.write(before + behind)
+      if (before.startsWith(WHOLE)) {
+        await until(
+          () => waiting.length,
+          length => length > 0,
+        )
+        // What is behind it has been read, too.
+        await getProgress(at.url, 'none')
+        assert.equal(text, '')
+        waiting[0]?.()
+      }
+      await once(socket, 'close')
+      const answers = text.split(/(?=HTTP\/1\.1 )/).map(parseAnswer)
+      const seen = answers.map(({ status }) => status)
+      assert.deepEqual(seen, statuses, `${before}${behind}`)
+      assert.deepEqual(await published(at.dir), before.startsWith(WHOLE) ? ['a.bin'] : [])
+    }
+    // A stream of events.
+    const held = gate()
+    const at = await startServer(t, { handlers: [held.handler] })
+    const watched = post(at.url, FORM, { headers: { 'X-Progress-ID': 'watched' } })
+    await held.reached
+    const socket = connect(at.url)
+    const stream = readAnswer(socket)
+    socket.write('GET /progress/watched HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n')
+    socket.write(behind)
+    await once(socket, 'data')
+    held.open()
+    assert.equal((await watched).status, 201)
+    const { status, text } = await stream
+    assert.equal(status, 200)
+    assert.match(text, /"state":"done"/)
+    assert.doesNotMatch(text, /HTTP\/1\.1/)
+  }
+})
+
+test('a client that resets its connection behind a tunnel that was not answered ends nothing else', async t => {
+  const waiting: (() => void)[] = []
+  const complete = () => new Promise<void>(resolve => waiting.push(resolve))
+  const at = await startServer(t, { handlers: [{ name: 'slow', complete }] })
+  const socket = connect(at.url)
+  socket.write(`${WHOLE}CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n`)
+  await until(
+    () => waiting.length,
+    length => length > 0,
+  )
+  await getProgress(at.url, 'none')
+  socket.resetAndDestroy()
+  waiting[0]?.()
+  // An answer to a connection that is gone.
+  await until(
+    () => stored(at.url),
+    count => count === 1,
+  )
+  assert.deepEqual(await published(at.dir), ['a.bin'])
+})
+
 test('what is pipelined behind an answer that is kept is answered in its turn', async t => {
   const { url } = await startServer(t)
   const socket = connect(url)

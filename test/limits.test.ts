@@ -6,7 +6,7 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
-import { type ServerOptions, tap, type UploadHandler } from '../src/index.ts'
+import { type ServerOptions, tap, UploadError, type UploadHandler } from '../src/index.ts'
 import {
   assertStored,
   getProgress,
@@ -385,6 +385,63 @@ test('connections of everybody, and from one address', async t => {
       )
     })
   }
+})
+
+test('line ends keep no connection open on which no request comes', async t => {
+  const health = 'GET /healthz HTTP/1.1\r\nHost: localhost\r\n'
+  const cases: [before: string, keepAlive: number, statuses: number[]][] = [
+    ['', 100, [408]],
+    [`${health}\r\n`, 100, [200, 408]],
+    [`${health}\r\n`, 0, [200]],
+    [`${health}Connection: close\r\n\r\n`, 100, [200]],
+  ]
+  for (const [before, keepAlive, statuses] of cases) {
+    const { port } = await startServer(t, { headerTimeout: 200, keepAlive })
+    // Whoever has been told the end of the other half may keep its own open.
+    const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: statuses.at(-1) === 200 })
+    socket.on('error', () => {})
+    let text = ''
+    socket.on('data', data => (text += data))
+    socket.write(before)
+    while (!socket.destroyed) {
+      socket.write('\r\n')
+      await delay(20)
+    }
+    assert.deepEqual(
+      Array.from(text.matchAll(/HTTP\/1\.1 (\d+)/g), ([, status]) => Number(status)),
+      statuses,
+      `${before} ${keepAlive}`,
+    )
+  }
+})
+
+test('whoever does not read its answer is not read either, until it does', async t => {
+  const words = 'x'.repeat(20_000_000)
+  const talks: UploadHandler = {
+    name: 'talks',
+    complete() {
+      throw new UploadError('quota_exceeded', words)
+    },
+  }
+  const { url } = await startServer(t, { handlers: [talks] })
+  const socket = connectFrom(url).pause()
+  socket.write(head({ 'Content-Length': FORM.length }))
+  socket.write(FORM)
+  // Line ends, without end: some are taken, then none while others are served.
+  const blanks = Buffer.from('\r\n'.repeat(32 * 1024))
+  let turns = 0
+  for (let bytes = -1; turns < 100; turns++) {
+    if (socket.writableLength < blanks.length) socket.write(blanks)
+    const taken = socket.bytesWritten - socket.writableLength
+    assert.ok(taken < 2_000_000_000, 'no end to what is taken')
+    if (taken !== bytes) turns = 0
+    bytes = taken
+    assert.equal((await fetch(new URL('healthz', url))).status, 200)
+  }
+  socket.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+  const { text } = await readAnswer(socket.resume())
+  const at = text.indexOf('HTTP/1.1 200 ')
+  assert.ok(at > words.length && at === text.lastIndexOf('HTTP/1.1 '), text.slice(0, 500))
 })
 
 test('the least rate, and silence', async t => {

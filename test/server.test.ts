@@ -422,6 +422,9 @@ test('without the token nothing but the 401 is to be had, whatever else is wrong
     'POST /healthz HTTP/1.1',
     'OPTIONS /healthz HTTP/1.1',
     'GET /healthz/ HTTP/1.1',
+    // A probe with something wrong is none.
+    'GET /healthz HTTP/1.1\r\nExpect: foo',
+    'GET /healthz HTTP/1.1\r\nHost: another',
     'GET /metrics HTTP/1.1',
     'GET /progress/a?callback=( HTTP/1.1',
     'GET /progress HTTP/1.1',

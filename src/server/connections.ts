@@ -1,8 +1,9 @@
-import type { Server } from 'node:http'
+import type { Server, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { UploadError } from '../errors.ts'
 import type { Limits } from '../limits.ts'
 import { isOrAre, plural } from '../units.ts'
+import { every } from '../upload/ticks.ts'
 import { refuse } from './last-answer.ts'
 
 /** How long a refused connection may be silent while it reads why, in milliseconds, and how many may at once. */
@@ -55,5 +56,42 @@ export function limitConnections(
       else open.delete(from)
     })
     for (const listener of accept) listener.call(server, socket)
+  })
+}
+
+/** How long a connection may be open without a request, and how long after its last answer, in milliseconds. */
+export interface Waits {
+  first: number
+  next: number
+}
+
+/**
+ * Tells of connections on which no request comes. node's own timers begin anew with whatever arrives, and the line
+ * ends that may stand before a request (RFC 9112, 2.2) are part of none. Looked at from outside: a request costs
+ * nothing, and time in which the process did not run is no wait.
+ */
+export function limitWaiting(
+  server: Server,
+  waits: Waits,
+  answerOf: (socket: Socket) => ServerResponse | undefined,
+  ended: (socket: Socket) => void,
+): void {
+  const look = Math.max(50, Math.min(1000, waits.first / 4))
+  server.on('connection', (socket: Socket) => {
+    let waited = 0
+    /** After which answer it waits; null while one is on its way, or before the first look. */
+    let after: ServerResponse | undefined | null = null
+    const stop = every(look, () => {
+      const res = answerOf(socket)
+      const isOut = res?.writableFinished ?? true
+      waited = isOut && res === after ? waited + look : 0
+      after = isOut ? res : null
+      if (waited >= (res ? waits.next : waits.first)) ended(socket)
+      // Nor is an answer that nobody reads kept for what arrives: it is read again once that is out.
+      if (isOut || !res?.writableEnded || socket.isPaused()) return
+      socket.pause()
+      res.once('finish', () => socket.resume())
+    })
+    socket.once('close', stop)
   })
 }

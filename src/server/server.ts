@@ -39,7 +39,7 @@ import { checkToken, type Scheme } from './access.ts'
 import { answer, answerJson, answerProblem } from './answer.ts'
 import { ASSETS } from './assets.ts'
 import { wantsPage } from './browser.ts'
-import { limitConnections } from './connections.ts'
+import { limitConnections, limitWaiting } from './connections.ts'
 import { checkPost, type Fields } from './csrf.ts'
 import { ProgressEvents } from './events.ts'
 import { KnownNames } from './known-names.ts'
@@ -281,18 +281,24 @@ export class UploadServer {
       memory(memoryOptions),
       this.#disk,
     ])
-    const headersTimeout = options.headerTimeout ?? 20_000
+    const { headerTimeout: headersTimeout = 20_000, keepAlive = KEEP_ALIVE_MS } = options
     this.#http = http.createServer({
       // A steady upload may take all day; silence is watched for by the receiver.
       requestTimeout: 0,
       // Its own answer to a request without one would not linger.
       requireHostHeader: false,
       headersTimeout,
-      keepAliveTimeout: options.keepAlive ?? KEEP_ALIVE_MS,
+      keepAliveTimeout: keepAlive,
       connectionsCheckingInterval: Math.max(100, Math.min(5000, headersTimeout / 2)),
     })
     // node's own way with a client that closes its half behind its request is to close the other, unanswered.
     Object.assign(this.#http, { httpAllowHalfOpen: true })
+    limitWaiting(
+      this.#http,
+      { first: headersTimeout, next: keepAlive + headersTimeout },
+      socket => this.#answers.get(socket),
+      socket => this.#refuseBrokenRequest({ code: TIMED_OUT }, socket),
+    )
     limitConnections(this.#http, this.#limits, (error, from) => {
       this.#log.warn('connection refused', { from, code: error.code })
     })
@@ -397,11 +403,7 @@ export class UploadServer {
     this.#unlogged.set(noted, log)
     try {
       // First of all: who has no token is told nothing else, and given nothing.
-      noted.scheme = this.#checkToken(req, path)
-      // Whoever sends it as Bearer has it in hand: no page that a browser was led to.
-      if (noted.scheme !== 'bearer') this.#names.check(req)
-      checkFraming(req)
-      checkExpectation(req)
+      noted.scheme = this.#checkHead(req, path)
       await this.#route(req, res, path, new URLSearchParams(search), noted, sendContinue)
     } catch (thrown) {
       const error = UploadError.from(thrown)
@@ -427,11 +429,26 @@ export class UploadServer {
     return (await this.#storage.health?.()) ?? this.#workspace.health()
   }
 
-  /** Throws `unauthorized`. Probes have no token: that the server is there is what everybody may know. */
-  #checkToken(req: IncomingMessage, path: string): Scheme | undefined {
+  /** Throws what a request is refused for whatever it asks. Probes have no token: that the server is there is what everybody may know. */
+  #checkHead(req: IncomingMessage, path: string): Scheme | undefined {
+    const isProbe = path === ROUTES.health && isReading(req)
+    try {
+      const scheme = isProbe ? undefined : this.#checkToken(req)
+      // Whoever sends it as Bearer has it in hand: no page that a browser was led to.
+      if (scheme !== 'bearer') this.#names.check(req)
+      checkFraming(req)
+      checkExpectation(req)
+      return scheme
+    } catch (error) {
+      // A probe is told that and nothing else, what is wrong with it neither.
+      if (isProbe) this.#checkToken(req)
+      throw error
+    }
+  }
+
+  #checkToken(req: IncomingMessage): Scheme | undefined {
     const { token } = this.#options
-    if (token === undefined || (path === ROUTES.health && isReading(req))) return undefined
-    return checkToken(req, token)
+    return token === undefined ? undefined : checkToken(req, token)
   }
 
   async #route(
@@ -621,11 +638,26 @@ export class UploadServer {
     })
   }
 
+  /**
+   * The answer that a connection waits for, or has closed with: what comes behind it and has no answer object does not
+   * take it away, but makes it the last.
+   */
+  #answerBefore(socket: net.Socket): ServerResponse | undefined {
+    const res = this.#answers.get(socket)
+    if (!res || (res.writableFinished && !isLast(res))) return undefined
+    lingerAfter(res)
+    if (hasArrived(res.req)) socket.pause()
+    return res
+  }
+
   /** CONNECT: node hands over the connection, and no answer object. */
   #refuseTunnel(req: IncomingMessage, socket: net.Socket): void {
+    // It has taken its listeners off, too.
+    socket.on('error', noop).on('timeout', () => this.#http.emit('timeout', socket))
+    if (this.#answerBefore(socket)) return
     let error = new UploadError('method_not_allowed', 'CONNECT is not allowed here')
     try {
-      this.#checkToken(req, '')
+      this.#checkToken(req)
     } catch (thrown) {
       error = UploadError.from(thrown)
     }
@@ -643,8 +675,8 @@ export class UploadServer {
     if (isLingering(socket)) return
     if (thrown.code === 'ECONNRESET' || !socket.writable) return void socket.destroy()
     const error = brokenRequest(thrown)
-    const res = this.#answers.get(socket)
-    if (!res || (res.writableEnded && !isLast(res))) {
+    const res = this.#answerBefore(socket)
+    if (!res) {
       this.#log.info('request', {
         from: socket.remoteAddress,
         status: error.status,
@@ -653,10 +685,8 @@ export class UploadServer {
       })
       return refuse(socket, error)
     }
-    // What follows a whole request, a stray line end say, does not take its answer away; nor does a body that breaks off.
-    lingerAfter(res)
     const { req } = res
-    if (hasArrived(req)) return void socket.pause()
+    if (hasArrived(req)) return
     for (const { incoming } of this.#running.values()) {
       if (incoming.req !== req) continue
       const { upload } = incoming
@@ -665,7 +695,7 @@ export class UploadServer {
   }
 }
 
-interface ParserError extends NodeJS.ErrnoException {
+interface ParserError extends Partial<NodeJS.ErrnoException> {
   /** What node's parser says of it, in words of its own. */
   reason?: string
 }
@@ -675,6 +705,8 @@ const BY_CLIENT: ReadonlySet<string> = new Set(['truncated_body', 'idle_timeout'
 
 /** The parser's code for a client that has closed its half within a request. */
 const CUT_SHORT = 'HPE_INVALID_EOF_STATE'
+/** node's code for a head that is not there in time. */
+const TIMED_OUT = 'ERR_HTTP_REQUEST_TIMEOUT'
 
 function brokenRequest({ code, reason = '' }: ParserError): UploadError {
   if (code === 'HPE_HEADER_OVERFLOW') {
@@ -683,8 +715,7 @@ function brokenRequest({ code, reason = '' }: ParserError): UploadError {
       `the request's head is larger than ${formatSize(http.maxHeaderSize)}`,
     )
   }
-  if (code === 'ERR_HTTP_REQUEST_TIMEOUT')
-    return new UploadError('idle_timeout', "the request's head took too long")
+  if (code === TIMED_OUT) return new UploadError('idle_timeout', "the request's head took too long")
   if (code === CUT_SHORT) return new UploadError('bad_request', 'the request ends before its head does')
   // Other codings than chunked are told by name where they come alone.
   const isCoding = code === 'HPE_INVALID_TRANSFER_ENCODING' && !reason.includes('Content-Length')
