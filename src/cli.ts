@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Help } from 'commander'
+import { exactArguments } from './commands/argument-bytes.ts'
 import type { Host } from './commands/options.ts'
 import { pushCommand } from './commands/push.ts'
 import { serveCommand } from './commands/serve.ts'
@@ -54,7 +55,7 @@ export type Process = Host & { stdout: OutputStream; stderr: OutputStream } & Pi
 export async function main(host: Process): Promise<void> {
   const out = new Output(host)
   const program = createProgram(host, out)
-  const ending = endingOf(host, out)
+  const ending = endingOf(host, out, program)
   const fail = (thrown: unknown) => {
     host.exitCode = tell(thrown, ending, program, out)
   }
@@ -64,7 +65,7 @@ export async function main(host: Process): Promise<void> {
     host.exit()
   })
   try {
-    await program.parseAsync(host.argv)
+    await program.parseAsync(exactArguments(host.argv))
     await out.written()
     ending.done()
   } catch (thrown) {
@@ -83,16 +84,22 @@ interface Ending {
 }
 
 /** As text, or as JSON where every other line is. */
-function endingOf(host: Process, out: Output): Ending {
+function endingOf(host: Process, out: Output, program: Command): Ending {
   const command = host.argv[2]
-  if (command === 'push' && asked(host, 'progress') === 'json') {
+  const asked = (option: string) =>
+    said(
+      host,
+      option,
+      program.commands.find(each => each.name() === command),
+    )
+  if (command === 'push' && asked('progress') === 'json') {
     const event = (fields: object) => out.message(JSON.stringify({ event: 'end', ...fields }))
     return {
       done: () => event({ ok: true, exitCode: 0 }),
       failed: error => event({ ok: false, exitCode: error.exitCode, error, trace: traceOf(error) }),
     }
   }
-  if (command === 'serve' && asked(host, 'log') === 'json') {
+  if (command === 'serve' && asked('log') === 'json') {
     const log = createLogger({ stream: out.log, format: 'json' })
     return {
       done() {},
@@ -111,11 +118,18 @@ function endingOf(host: Process, out: Output): Ending {
 }
 
 /** What an option says, looked up before the command line is parsed: an error in it must be told as it asks, too. */
-function asked({ argv, env }: Process, option: string): string | undefined {
-  const flag = `--${option}`
-  const at = argv.findLastIndex(arg => arg === flag || arg.startsWith(`${flag}=`))
-  if (at === -1) return env[`UPLOADR_${option.toUpperCase()}`]
-  return argv[at] === flag ? argv[at + 1] : argv[at]?.slice(flag.length + 1)
+function said({ argv, env }: Process, option: string, command?: Command): string | undefined {
+  let last = env[`UPLOADR_${option.toUpperCase()}`]
+  for (let i = 3; i < argv.length && argv[i] !== '--'; i++) {
+    const [, flag = '', inline] = /^([^=]*)(?:=(.*))?$/s.exec(argv[i] as string) ?? []
+    // The next is its value, whatever that looks like.
+    const takesNext =
+      inline === undefined &&
+      command?.options.find(({ short, long }) => flag === long || flag === short)?.required
+    const value = takesNext ? argv[++i] : inline
+    if (flag === `--${option}`) last = value
+  }
+  return last
 }
 
 /** Tells what was thrown, and returns the exit code. */

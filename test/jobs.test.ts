@@ -1,14 +1,16 @@
 /** A push among other jobs of a terminal: stopped, in the background, beside others that print, and by which signal it dies. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { appendFile, readlink, writeFile } from 'node:fs/promises'
+import { appendFile, readFile, readlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { MemoryProgressStore, type Progress, type UploadHandler } from '../src/index.ts'
 import { inTerminal, type Terminal } from './pty.ts'
 import {
   BINARY,
+  connect,
   gate,
+  getProgress,
   IN_CI,
   published,
   randomFile,
@@ -287,6 +289,46 @@ for (const [variable, value, ascii] of [
     assert.equal(/^[\0-\x7f]*$/.test(terminal.raw()), ascii)
   })
 }
+
+test('one Ctrl-D ends a terminal that is sent, by its path and as standard input', async t => {
+  const { url, dir } = await startServer(t)
+  for (const source of ['/dev/tty', '-']) {
+    const terminal = shell(t)
+    terminal.press(`${PUSH} ${source} --url ${url} --id ${source.length} --name keys; echo "status $?"\r`)
+    await until(
+      async () => (await getProgress(url, String(source.length))).state,
+      state => state === 'uploading',
+    )
+    terminal.press('abc\r\x04')
+    await shows(terminal, said('status 0'))
+  }
+  for (const name of await published(dir)) assert.equal(await readFile(join(dir, name), 'utf8'), 'abc\n')
+})
+
+test('two signals end a server by the second one, and a shell’s loop with it', async t => {
+  const terminal = shell(t)
+  const folder = await tempDir(t)
+  const serve = `'${process.execPath}' '${BINARY}' serve --port 0 --dir '${folder}/up' --grace 1m`
+  terminal.press(`clear; for i in 1 2 3; do ${serve}; done; echo over\r`)
+  const screen = await shows(terminal, /http:\S+\/$/m)
+  const url = /http:\S+\/$/m.exec(screen)?.[0] as string
+  // An upload that does not end by itself.
+  const socket = connect(url)
+  socket.write(
+    'POST /?X-Progress-ID=x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 999\r\n\r\n--B\r\n',
+  )
+  t.after(() => socket.destroy())
+  await until(
+    async () => (await getProgress(url, 'x')).state,
+    state => state === 'uploading',
+  )
+  terminal.press('\x03')
+  await shows(terminal, /stopping/)
+  terminal.press('\x03')
+  terminal.press('echo "status $?"\r')
+  await shows(terminal, said('status 130'))
+  assert.equal(terminal.raw().match(/listening/g)?.length, 1)
+})
 
 test('SIGTERM and SIGINT: a push cleans up and dies of the signal it was sent; SIGHUP where a terminal is lost', async t => {
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {

@@ -249,6 +249,7 @@ test('--progress json: every line is JSON, and the last says how it ended', asyn
     [[file, '--timeout', 'long'], 2, ['end']],
     [[], 2, ['end']],
     [[file, '--no-such'], 2, ['end']],
+    [[file, '--interval', '30d'], 2, ['end']],
   ]
   for (const [args, exit, expected] of cases) {
     for (const json of [
@@ -267,6 +268,33 @@ test('--progress json: every line is JSON, and the last says how it ended', asyn
       assert.deepEqual([ok, exitCode, error?.exitCode], [exit === 0, exit, exit === 0 ? undefined : exit])
     }
   }
+})
+
+test('what looks like an option and is the value of another, or a file, is none', async t => {
+  const { url } = await startServer(t)
+  const cwd = join(await aFile(t, 'hello', 'hello'), '..')
+  for (const args of [
+    ['--title', '--progress', 'json', 'hello'],
+    ['hello', '--', '--progress', 'json'],
+  ]) {
+    const running = uploadr(t, ['push', '--url', url, ...args], { cwd })
+    assert.notEqual(await running.exited, 0)
+    assert.doesNotMatch(running.stderr(), /^\{/m)
+    assert.match(running.stderr(), /^uploadr: /m)
+  }
+})
+
+test('a time that no timer can wait is refused, by the library too', async t => {
+  for (const option of ['--grace', '--keep-alive', '--idle-timeout']) {
+    const running = uploadr(t, ['serve', option, '25d'])
+    assert.equal(await running.exited, 2)
+    assert.match(running.stderr(), new RegExp(`^uploadr: ${option}: "25d" is longer than 24\\.8 days`))
+  }
+  const tooLong = { code: 'usage' }
+  await assert.rejects(startServer(t, { keepAlive: 2 ** 31 }), tooLong)
+  await assert.rejects(startServer(t, { limits: { idle: 2 ** 31 } }), tooLong)
+  const { server } = await startServer(t)
+  await assert.rejects(server.shutdown({ grace: 2 ** 31 }), tooLong)
 })
 
 test('what a server failed of is told in a line a file, without a trace of ours', async t => {

@@ -667,7 +667,7 @@ test('a redirect to what is no URL is told as it came', ENDS, async t => {
 test('options that cannot be are usage errors, of the library too', ENDS, async t => {
   const { url } = await startServer(t)
   const bad = [{ token: '' }, { token: 'a\nb' }, { type: 'a/b\r\nX: y' }, { type: 'text' }, { id: 'no/good' }]
-  for (const options of [...bad, { timeout: -1 }, { interval: Number.NaN }]) {
+  for (const options of [...bad, { timeout: -1 }, { interval: Number.NaN }, { interval: 2 ** 31 }]) {
     await assert.rejects(push({ url, source: hello(), ...options }), is('usage', 2), JSON.stringify(options))
   }
 })
@@ -780,6 +780,62 @@ test('polls are asked of what takes its time, and only then', ENDS, async t => {
   assert.equal(polls, 0)
   assert.equal(seen.at(-1)?.sent, seen.at(-1)?.size ?? seen.at(-1)?.sent)
 })
+
+test(
+  'the file that was named is sent, although another of the same text stands on the command line',
+  ENDS,
+  async t => {
+    const { url, dir } = await startServer(t)
+    const folder = await tempDir(t)
+    for (const [byte, text] of [
+      [0xff, 'one'],
+      [0xfe, 'two'],
+    ] as const)
+      await writeFile(Buffer.concat([Buffer.from(`${folder}/d`), Buffer.from([byte])]), text)
+    const command = [process.execPath, BINARY, 'push', '--json', '--url', url]
+    const script = `exec "$@" --title "$(printf 'd\\376')" "$(printf 'd\\377')" "$(printf 'd\\376')"`
+    const { code, stdout, stderr } = await run('sh', ['-c', script, 'sh', ...command], { cwd: folder })
+    assert.equal(code, 0, stderr)
+    const results = stdout
+      .trim()
+      .split('\n')
+      .map(line => JSON.parse(line))
+    assert.deepEqual(
+      results.map(({ file, title, sentAs, why }) => [file, title, sentAs, why]),
+      [
+        ['d\ufffd', 'd\ufffd', 'd\ufffd', 'its name is not UTF-8'],
+        ['d\ufffd', 'd\ufffd', 'd\ufffd', 'its name is not UTF-8, name taken'],
+      ],
+    )
+    const stored = await Promise.all(results.map(({ name }) => readFile(join(dir, name), 'utf8')))
+    assert.deepEqual(stored, ['one', 'two'])
+  },
+)
+
+test(
+  'standard input that is a file is one: its size is known, from where it stands, and a change is told',
+  ENDS,
+  async t => {
+    const held = gate()
+    const { url, dir } = await startServer(t, { handlers: [held.handler] })
+    const bytes = randomFile(9_000_000)
+    const path = await file(t, bytes)
+    const script = `dd bs=1000 count=1 of=/dev/null 2>&1 && exec '${process.execPath}' '${BINARY}' push - --json --url ${url} --id file < /dev/stdin`
+    const push = (line: string) => run('bash', ['-c', line])
+    const running = push(`{ ${script.replace(' < /dev/stdin', '')}; } < '${path}'`)
+    await held.reached
+    const progress = await getProgress(url, 'file')
+    assert.ok(progress.state === 'uploading' && Number(progress.size) > 8_999_000)
+    await rewrite(path)
+    held.open()
+    const { code, stderr } = await running
+    assert.equal(code, 11, stderr)
+    assert.match(stderr, /stdin was written to while it was sent/)
+    assert.equal((await readFile(join(dir, 'stdin'))).length, 8_999_000)
+    const folder = await push(`exec '${process.execPath}' '${BINARY}' push - --url ${url} < '${dir}'`)
+    assert.deepEqual([folder.code, folder.stderr], [3, 'uploadr: stdin is a directory\n'])
+  },
+)
 
 test('directories and things that are not there are named', ENDS, async t => {
   const folder = await tempDir(t)

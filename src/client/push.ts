@@ -11,7 +11,7 @@ import {
   type Receipt,
   TITLE_MAX,
 } from '../protocol.ts'
-import { formatDuration } from '../units.ts'
+import { checkDurations, formatDuration } from '../units.ts'
 import { type Address, parseAddress, withoutSecrets } from './address.ts'
 import { readProblem, readReceipt } from './answers.ts'
 import { type Connection, openConnection } from './connection.ts'
@@ -180,8 +180,7 @@ class KeptSender implements Sender {
     const { url = DEFAULT_URL, token, title, type, interval = 0, timeout = 0 } = options
     if (type !== undefined) checkType(type)
     if (title !== undefined) checkTitle(title)
-    if (!(interval >= 0 && timeout >= 0))
-      throw new UploadError('usage', `interval ${interval} and timeout ${timeout} are to be 0 or more`)
+    checkDurations('push', { interval, timeout })
     this.#options = options
     this.#address = parseAddress(url, token)
     this.#upload = openConnection(this.#address.base.origin)

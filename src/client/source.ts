@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto'
-import { type BigIntStats, close, constants, fstat, open, read } from 'node:fs'
+import { type BigIntStats, close, constants, fstat, open, read, readFileSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { basename } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { isatty } from 'node:tty'
 import { promisify } from 'node:util'
 import { UploadError } from '../errors.ts'
 import { type Hasher, inlineHasher, threadHasher } from './hasher.ts'
@@ -73,7 +74,31 @@ export async function openFile(path: string | Buffer): Promise<Source> {
   }
 }
 
-/** A stream of unknown length, such as standard input. */
+const STDIN = 0
+
+/**
+ * Standard input. What comes when it comes (a pipe, a socket, a key) is a stream; everything else is read as any
+ * file is, from where its last reader stopped: node's own stream of a block device or a folder is an empty one.
+ */
+export async function openInput(host: { readonly stdin: AsyncIterable<Uint8Array> }): Promise<Source> {
+  const name = 'stdin'
+  const stats = await files.stat(STDIN)
+  if (stats.isDirectory()) throw new UploadError('local_file', `${name} is a directory`)
+  if (stats.isFIFO() || stats.isSocket() || isatty(STDIN)) return streamSource(host.stdin, name)
+  return FileSource.of(STDIN, name, stats, position(STDIN))
+}
+
+/** Where the next read begins, which the shell and what it started before share; undefined where the system does not tell. */
+function position(fd: number): number | undefined {
+  try {
+    const [, digits] = /^pos:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1')) ?? []
+    return digits === undefined ? undefined : Number(digits)
+  } catch {
+    return undefined
+  }
+}
+
+/** A stream of unknown length, such as a pipe. */
 export function streamSource(stream: AsyncIterable<Uint8Array>, name: string): Source {
   const hash = createHash('sha256')
   return {
@@ -132,10 +157,15 @@ class FileSource implements Source {
    * What a small file's size says is not believed: files of /proc say 0, those of /sys 4096, whatever
    * they hold. They are read here, as far as a chunk goes; and so is every other file that small.
    */
-  static async of(fd: number, path: string, stats: BigIntStats): Promise<FileSource> {
-    const said = Number(stats.size)
+  static async of(
+    fd: number,
+    path: string,
+    stats: BigIntStats,
+    from: number | undefined = 0,
+  ): Promise<FileSource> {
+    const said = from === undefined ? Number.POSITIVE_INFINITY : Math.max(0, Number(stats.size) - from)
     if (!stats.isFile() || said > CHUNK_SIZE) {
-      const size = stats.isFile() ? said : undefined
+      const size = stats.isFile() && from !== undefined ? said : undefined
       return new FileSource(fd, path, stats, { size, first: Buffer.alloc(0), whole: false })
     }
     const room = Buffer.allocUnsafeSlow(said || UNSURE_SIZE)
@@ -180,12 +210,15 @@ class FileSource implements Source {
     }
     let position = this.#first.length
     for (let turn = 0, filling = next(at(buffers, turn), position); position < end; turn++) {
-      const { bytes: chunk } = await filling
-      if (chunk.length === 0) break
+      const { bytes: chunk, ended } = await filling
       position += chunk.length
-      if (position < end) filling = next(at(buffers, turn + 1), position)
-      at(buffers, turn).hashed = hasher.update(chunk)
-      yield chunk
+      // A terminal has an end as often as it is asked.
+      if (position < end && !ended) filling = next(at(buffers, turn + 1), position)
+      if (chunk.length > 0) {
+        at(buffers, turn).hashed = hasher.update(chunk)
+        yield chunk
+      }
+      if (ended) break
     }
     if (this.size !== undefined && position < this.size) {
       const sizes = `from ${this.size} to ${position} bytes`
@@ -198,6 +231,8 @@ class FileSource implements Source {
   }
 
   get change(): string | undefined {
+    // What is no regular file has times of its own: a terminal, of the last key.
+    if (!this.#opened.isFile()) return undefined
     const [before, after = before] = [this.#opened, this.#read]
     if (after.size !== before.size) return `went from ${before.size} to ${after.size} bytes`
     if (after.mtimeNs !== before.mtimeNs) return 'was written to'
@@ -210,7 +245,7 @@ class FileSource implements Source {
     this.#closed = true
     await this.#reading
     await this.#hasher?.close()
-    await files.close(this.#fd)
+    if (this.#fd !== STDIN) await files.close(this.#fd)
   }
 }
 

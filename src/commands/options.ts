@@ -1,7 +1,8 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { UploadError } from '../errors.ts'
 import { unknownName } from '../names.ts'
-import { formatSize, parseDuration, parseSize } from '../units.ts'
+import { DURATION_MAX, formatSize, parseDuration, parseSize } from '../units.ts'
+import { textOf } from './argument-bytes.ts'
 
 /** What a command is given of the process it runs in. No stream to write to: what is printed goes through `Output`. */
 export type Host = Pick<NodeJS.Process, 'stdin' | 'env' | 'on' | 'off' | 'exit' | 'kill' | 'pid'>
@@ -26,6 +27,8 @@ export function duration(text: string): number {
   const ms = parseDuration(text)
   if (ms === undefined)
     throw new InvalidArgumentError(`"${text}" is not a duration such as 250ms, 30s or 5m.`)
+  if (ms > DURATION_MAX)
+    throw new InvalidArgumentError(`"${text}" is longer than 24.8 days, the most that can be waited.`)
   return ms
 }
 
@@ -91,10 +94,15 @@ export function list(value: string, previous: readonly string[] = []): string[] 
 const PREFIX = 'UPLOADR_'
 
 /** An option that the environment can set too, as UPLOADR_ and its long name. */
-export function option(flags: string, description: string, parse?: (value: string) => unknown): Option {
+export function option(
+  flags: string,
+  description: string,
+  // biome-ignore lint/suspicious/noExplicitAny: what came before is of the parser's own type
+  parse?: (value: string, previous: any) => unknown,
+): Option {
   const made = new Option(flags, description)
   const name = made.long?.slice(2).replaceAll('-', '_').toUpperCase()
-  if (parse) made.argParser(parse)
+  if (parse) made.argParser((value, previous) => parse(textOf(value), previous))
   return made.env(`${PREFIX}${name}`)
 }
 

@@ -2,14 +2,14 @@ import { setFlagsFromString } from 'node:v8'
 import { Command } from 'commander'
 import { checkToken, parseAddress } from '../client/address.ts'
 import { checkId, checkTitle, checkType, openSender, type PushResult, type Sender } from '../client/push.ts'
-import { openFile, type Source, streamSource } from '../client/source.ts'
+import { openFile, openInput, type Source } from '../client/source.ts'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_URL } from '../protocol.ts'
 import { lateReporter } from '../terminal/late.ts'
 import type { Output } from '../terminal/output.ts'
 import { type Reporter, silentReporter } from '../terminal/reporter.ts'
 import { formatDuration, formatSize, plural } from '../units.ts'
-import { argumentBytes } from './argument-bytes.ts'
+import { pathOf, textOf } from './argument-bytes.ts'
 import { checked, duration, giver, type Host, option, readEnvironment, visible } from './options.ts'
 import { type EndSignal, onEndSignals, onStop } from './signals.ts'
 
@@ -93,7 +93,6 @@ async function pushAll(
     ...(type !== undefined && { type }),
     ...(token !== undefined && { token }),
   })
-  const paths = argumentBytes(files)
   const stop = new AbortController()
   const release = onEndSignals(host, (signal: EndSignal) => {
     const code = ENDED[signal]
@@ -105,9 +104,10 @@ async function pushAll(
   let stored = 0
   let bytes = 0
   try {
-    for (const [i, file] of files.entries()) {
+    for (const argument of files) {
+      const file = textOf(argument)
       try {
-        const result = await pushOne(host, out, sender, paths[i] ?? file, options, stop.signal)
+        const result = await pushOne(host, out, sender, pathOf(argument), options, stop.signal)
         stored++
         bytes += result.size
         if (options.json) out.result(JSON.stringify(jsonResult(file, result)))
@@ -182,7 +182,7 @@ async function pushOne(
 }
 
 async function openSource(host: Host, path: string | Buffer): Promise<Source> {
-  return path === '-' ? streamSource(host.stdin, 'stdin') : openFile(path)
+  return path === '-' ? openInput(host) : openFile(path)
 }
 
 async function makeReporter(

@@ -285,11 +285,14 @@ async function creating<T>(doing: string, work: Promise<T>): Promise<T> {
 function untilSignal(host: Host, server: UploadServer, grace: number, log: Logger): Promise<void> {
   return new Promise((resolve, reject) => {
     let draining = false
-    onEndSignals(host, (signal: EndSignal) => {
+    const release = onEndSignals(host, (signal: EndSignal) => {
       if (draining) {
         server.terminate()
         log.info('stopped', { signal })
-        return host.exit(128 + os.constants.signals[signal])
+        // Of the signal itself: a status of 130 would not end a shell's loop.
+        release()
+        host.kill(host.pid, signal)
+        return
       }
       draining = true
       log.info('stopping', { signal, grace })

@@ -22,7 +22,7 @@ import {
   type Storage,
 } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
-import { formatSize } from '../units.ts'
+import { checkDurations, formatSize } from '../units.ts'
 import { admission } from '../upload/admission.ts'
 import { withArrivals } from '../upload/arrivals.ts'
 import { hasArrived } from '../upload/body.ts'
@@ -147,6 +147,8 @@ export async function createServer(options: ServerOptions = {}): Promise<UploadS
   checkNames('createServer, limits', options.limits ?? {}, namesWith(DEFAULT_LIMITS, QUANTITY))
   checkNames('createServer, kinds', options.kinds ?? {}, namesWith(ALL_KINDS, TEXTS))
   for (const [i, handler] of (options.handlers ?? []).entries()) checkHandler(`handlers[${i}]`, handler)
+  const { headerTimeout, keepAlive, progressTtl, limits: { idle } = {} } = options
+  checkDurations('createServer', { headerTimeout, keepAlive, progressTtl, idle })
   const log = options.log ?? silentLogger
   const { dir = './uploads', fsync = true } = options
   const storage =
@@ -341,6 +343,7 @@ export class UploadServer {
   async shutdown(options: { grace?: number } = {}): Promise<void> {
     checkNames('shutdown', options, { grace: QUANTITY })
     const { grace = 0 } = options
+    checkDurations('shutdown', { grace })
     this.#draining = true
     const closed = new Promise<void>(resolve => {
       // Of net, not http: that one also closes the idle connections on which clients poll their progress.
