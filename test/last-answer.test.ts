@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import test from 'node:test'
-import type { ServerOptions, UploadHandler } from '../src/index.ts'
+import { createLogger, type ServerOptions, type UploadHandler } from '../src/index.ts'
 import {
   connect,
   gate,
@@ -349,6 +349,32 @@ test('a client that resets its connection behind a tunnel that was not answered 
     count => count === 1,
   )
   assert.deepEqual(await published(at.dir), ['a.bin'])
+})
+
+test('answers that wait in line end with their connection', async t => {
+  const get = (path: string, more = '') => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n${more}\r\n`
+  for (const behind of ['', 'CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n']) {
+    const waiting: (() => void)[] = []
+    const wait = () => new Promise<void>(resolve => waiting.push(resolve))
+    const lines: string[] = []
+    const log = createLogger({ stream: { write: line => lines.push(line) }, format: 'json' })
+    const at = await startServer(t, { log, handlers: [{ name: 'slow', complete: wait }] })
+    const socket = connect(at.url)
+    const second = WHOLE.replace('a.bin', 'b.bin')
+    socket.write(WHOLE + get('/first') + second + get('/second') + behind)
+    await until(
+      () => waiting.length,
+      length => length === 2,
+    )
+    await getProgress(at.url, 'none')
+    socket.resetAndDestroy()
+    const told = () => lines.filter(line => /"path":"\/(first|second)?"/.test(line))
+    // Those that were ready are told of with the connection, those of uploads with these.
+    await until(told, lines => lines.length === 2)
+    for (const go of waiting) go()
+    await until(told, lines => lines.length === 4)
+    assert.deepEqual(await published(at.dir), ['a.bin', 'b.bin'])
+  }
 })
 
 test('what is pipelined behind an answer that is kept is answered in its turn', async t => {

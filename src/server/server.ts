@@ -393,7 +393,10 @@ export class UploadServer {
 
   async #handle(req: IncomingMessage, res: ServerResponse, sendContinue?: () => void): Promise<void> {
     if (isTooLate(res)) return
+    const before = this.#answers.get(req.socket)
     this.#answers.set(req.socket, res)
+    // A connection that closes takes the answer with it that is on its way; node leaves those in line behind it as they are.
+    if (before && !before.closed) before.once('close', () => req.socket.destroyed && res.emit('close'))
     if (this.#options.keepAlive === 0 || !res.shouldKeepAlive) makeLast(res)
     const started = performance.now()
     // Not to be had any more once the client has left.
@@ -423,7 +426,7 @@ export class UploadServer {
       if (!res.headersSent) noted.status = error.status
       if (BY_CLIENT.has(error.code) && !hasArrived(req)) noted.outcome = 'interrupted'
     }
-    if (res.closed) log()
+    if (res.closed || req.socket.destroyed) log()
     else res.once('close', log)
   }
 
