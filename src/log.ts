@@ -47,7 +47,7 @@ function jsonLine(time: string, level: string, event: string, fields: LogFields)
 
 /** JSON.stringify leaves bidi overrides and C1 controls raw; a log is read in terminals too. */
 function harmlessJson(value: unknown): string {
-  return JSON.stringify(value).replace(UNPRINTABLE, escapeUnit)
+  return printable(JSON.stringify(value))
 }
 
 /** What stands in a line of text as it is: printable ASCII without a space, `"`, `=` and a backslash. All else is a JSON string. */

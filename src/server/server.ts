@@ -618,30 +618,29 @@ export class UploadServer {
 
   /** One line a request. Polls and probes, which come by the second, are told at debug level alone. */
   #logAccess(req: IncomingMessage, res: ServerResponse, path: string, started: number, noted: Noted): void {
-    const { from, ...fields } = noted.fields
     const status = noted.status ?? res.statusCode
-    const { upload } = noted
-    const isPoll = path.startsWith(ROUTES.progress) || path === ROUTES.health || path === ROUTES.metrics
-    const common = {
-      from,
+    const { upload, fields, stored } = noted
+    const line: LogFields = {
+      from: fields['from'],
       method: req.method,
       path: path.slice(0, PATH_MAX),
       // Nobody was answered.
       status: noted.outcome === 'aborted' ? undefined : status,
       ms: Math.round(performance.now() - started),
     }
-    if (!upload)
-      return this.#log[isPoll && status < 400 ? 'debug' : 'info']('request', { ...common, ...fields })
-    const outcome = noted.outcome ?? (status < 400 ? 'stored' : status < 500 ? 'refused' : 'failed')
-    const names = noted.names.map(name => ({ name }))
-    this.#log.info('upload', {
-      ...common,
-      id: upload.id,
-      outcome,
-      received: upload.received,
-      ...fields,
-      ...named(noted.stored ?? names),
-    })
+    if (!upload) {
+      const isPoll = path.startsWith(ROUTES.progress) || path === ROUTES.health || path === ROUTES.metrics
+      this.#log[isPoll && status < 400 ? 'debug' : 'info']('request', Object.assign(line, fields))
+      return
+    }
+    line['id'] = upload.id
+    line['outcome'] = noted.outcome ?? (status < 400 ? 'stored' : status < 500 ? 'refused' : 'failed')
+    line['received'] = upload.received
+    Object.assign(line, fields)
+    const files = stored?.map(({ name, size }) => ({ name, size })) ?? noted.names.map(name => ({ name }))
+    if (files.length > 0) line['files'] = files.slice(0, NAMED_MAX)
+    if (files.length > NAMED_MAX) line['more'] = files.length - NAMED_MAX
+    this.#log.info('upload', line)
   }
 
   /**
@@ -780,17 +779,6 @@ function nothingAt(path: string): UploadError {
 
 async function discard(files: readonly StagedFile[]): Promise<void> {
   await Promise.all(files.map(file => file.discard()))
-}
-
-/** Files for a line of the log: by name and, where they are stored, size; the first hundred. */
-function named(files: readonly { name: string; size?: number }[]): LogFields {
-  const shown = files
-    .slice(0, NAMED_MAX)
-    .map(({ name, size }) => (size === undefined ? { name } : { name, size }))
-  return {
-    ...(shown.length > 0 && { files: shown }),
-    ...(files.length > NAMED_MAX && { more: files.length - NAMED_MAX }),
-  }
 }
 
 function noop(): void {}
