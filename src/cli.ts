@@ -56,6 +56,7 @@ export async function main(host: Process): Promise<void> {
   const out = new Output(host)
   const program = createProgram(host, out)
   const ending = endingOf(host, out, program)
+  let lostResults: UploadError | undefined
   const fail = (thrown: unknown) => {
     host.exitCode = tell(thrown, ending, program, out)
   }
@@ -65,20 +66,28 @@ export async function main(host: Process): Promise<void> {
     host.exit()
   })
   try {
-    await program.parseAsync(exactArguments(host.argv))
-    await out.written()
+    await program
+      .parseAsync(exactArguments(host.argv))
+      .finally(() => out.written().catch(lost => (lostResults = lost)))
+    if (lostResults) throw lostResults
     ending.done()
   } catch (thrown) {
+    if (lostResults && thrown !== lostResults) ending.lost(lostResults)
     fail(thrown)
   }
+  await out.flushed()
   // A shell's loop ends where its command died of the signal; a status of 130 alone is an answer like any other.
   const exit = Number(host.exitCode ?? 0)
   if (exit > SIGNALLED) host.kill(host.pid, exit - SIGNALLED)
+  // All is told: not for a look-up of a name that goes on, nor for a message that nobody reads.
+  host.exit(exit)
 }
 
 /** How the end of a command is told. */
 interface Ending {
   done(): void
+  /** Results could not be written, beside what failed. */
+  lost(error: UploadError): void
   /** `more` prints what a person may want to know beside it. */
   failed(error: UploadError, more?: () => void): void
 }
@@ -96,6 +105,7 @@ function endingOf(host: Process, out: Output, program: Command): Ending {
     const event = (fields: object) => out.message(JSON.stringify({ event: 'end', ...fields }))
     return {
       done: () => event({ ok: true, exitCode: 0 }),
+      lost: error => out.message(JSON.stringify({ event: 'lost', error })),
       failed: error => event({ ok: false, exitCode: error.exitCode, error, trace: traceOf(error) }),
     }
   }
@@ -103,12 +113,14 @@ function endingOf(host: Process, out: Output, program: Command): Ending {
     const log = createLogger({ stream: out.log, format: 'json' })
     return {
       done() {},
+      lost: error => log.error('lost', { code: error.code, detail: error.message }),
       failed: error =>
         log.error('failed', { code: error.code, detail: error.message, trace: traceOf(error)?.join('\n') }),
     }
   }
   return {
     done() {},
+    lost: error => out.message(`uploadr: ${error.message}`),
     failed(error, more) {
       out.message(`uploadr: ${error.message}`)
       for (const line of traceOf(error) ?? []) out.message(line)

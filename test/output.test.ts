@@ -235,6 +235,78 @@ test('a result that cannot be written is told and an error; one whose reader has
   assert.equal((await published(dir)).length, 10)
 })
 
+test('results that are lost are told beside a failure', async t => {
+  const { url } = await startServer(t)
+  const file = await aFile(t)
+  const command = `'${process.execPath}' '${BINARY}' push '${file}' /nothing --url ${url} --progress`
+  const text = await run('bash', ['-c', `${command} none >/dev/full`])
+  assert.equal(text.code, 8)
+  assert.match(text.stderr, /^uploadr: cannot write to standard output: .*ENOSPC.*\nuploadr: 1 of 2 files/m)
+  const json = await run('bash', ['-c', `${command} json >/dev/full`])
+  assert.equal(json.code, 8)
+  const [lost, end] = jsonLines(json.stderr).slice(-2)
+  assert.deepEqual([lost.event, lost.error.code, end.error.code], ['lost', 'output_lost', 'some_failed'])
+})
+
+test('a pipe of messages that nobody reads keeps no push', async t => {
+  const { url, dir } = await startServer(t)
+  const file = await aFile(t)
+  // Filled to the last byte, by a reader that holds it and does not read.
+  const script = `import os, subprocess, sys
+r, w = os.pipe(); os.set_blocking(w, False)
+for n in (4096, 1):
+    try:
+        while True: os.write(w, b'x' * n)
+    except BlockingIOError: pass
+os.set_blocking(w, True)
+sys.exit(subprocess.run(sys.argv[1:], stderr=w).returncode)`
+  for (const [how, path, exit] of [
+    ['lines', file, 0],
+    ['none', '/nothing', 3],
+  ] as const) {
+    const push = [process.execPath, BINARY, 'push', path, '--url', url, '--progress', how]
+    assert.equal((await run('python3', ['-c', script, ...push])).code, exit)
+  }
+  assert.deepEqual(await published(dir), ['file.bin'])
+})
+
+test('a terminal that is held (Ctrl-S) holds neither a push nor a server', async t => {
+  const folder = await tempDir(t)
+  const file = await aFile(t, randomFile(30_000_000))
+  const terminal = inTerminal(t, [
+    process.execPath,
+    BINARY,
+    'serve',
+    '--port',
+    '0',
+    '--dir',
+    join(folder, 'up'),
+  ])
+  const screen = await until(
+    () => terminal.screen().join('\n'),
+    text => /http:\S+\/\n(.*\n)*.*listening/.test(text),
+  )
+  const url = /http:\S+\//.exec(screen)?.[0] as string
+  terminal.press('\x13')
+  for (let i = 0; i < 2; i++) {
+    const pushing = uploadr(t, ['push', file, '--url', url, '--progress', 'none'])
+    assert.equal(await pushing.exited, 0, pushing.stderr())
+  }
+  const slow = gate()
+  const at = await startServer(t, { handlers: [slow.handler] })
+  const push = inTerminal(t, [process.execPath, BINARY, 'push', file, '--url', at.url])
+  await until(push.raw, raw => raw.includes('%'))
+  push.press('\x13')
+  slow.open()
+  await until(
+    () => published(at.dir),
+    names => names.length === 1,
+  )
+  push.press('\x11')
+  assert.equal(await push.exited, 0)
+  assert.match(push.screen().join('\n'), /^file\.bin: 28\.6 MiB in .*verified sha-256$/m)
+})
+
 test('--progress json: every line is JSON, and the last says how it ended', async t => {
   const { url } = await startServer(t, { limits: { body: 1_000_000 } })
   const file = await aFile(t)

@@ -818,20 +818,20 @@ test(
   async t => {
     const held = gate()
     const { url, dir } = await startServer(t, { handlers: [held.handler] })
-    const bytes = randomFile(9_000_000)
-    const path = await file(t, bytes)
+    // More than sockets hold.
+    const path = await file(t, randomFile(40_000_000))
     const script = `dd bs=1000 count=1 of=/dev/null 2>&1 && exec '${process.execPath}' '${BINARY}' push - --json --url ${url} --id file < /dev/stdin`
     const push = (line: string) => run('bash', ['-c', line])
     const running = push(`{ ${script.replace(' < /dev/stdin', '')}; } < '${path}'`)
     await held.reached
     const progress = await getProgress(url, 'file')
-    assert.ok(progress.state === 'uploading' && Number(progress.size) > 8_999_000)
+    assert.ok(progress.state === 'uploading' && Number(progress.size) > 39_999_000)
     await rewrite(path)
     held.open()
     const { code, stderr } = await running
     assert.equal(code, 11, stderr)
     assert.match(stderr, /stdin was written to while it was sent/)
-    assert.equal((await readFile(join(dir, 'stdin'))).length, 8_999_000)
+    assert.equal((await readFile(join(dir, 'stdin'))).length, 39_999_000)
     const folder = await push(`exec '${process.execPath}' '${BINARY}' push - --url ${url} < '${dir}'`)
     assert.deepEqual([folder.code, folder.stderr], [3, 'uploadr: stdin is a directory\n'])
   },

@@ -6,6 +6,8 @@ import { isForeground } from './foreground.ts'
 export interface OutputStream extends NodeJS.WritableStream {
   isTTY?: boolean
   columns?: number
+  /** Bytes that wait to be written. */
+  writableLength?: number
 }
 
 /** A line that is drawn over and over: what stands before, within and behind its coloured part. */
@@ -16,6 +18,10 @@ const PLAIN = '\x1b[39m'
 const CLEAR_RIGHT = '\x1b[K'
 const CLEAR_LINE = `\r${CLEAR_RIGHT}`
 const CLEAR_BELOW = '\x1b[J'
+/** What may wait for a reader that does not read: a pager, a terminal that is held (Ctrl-S). More is lost. */
+const WAITING_MAX = 1024 * 1024
+/** How long such a reader is given at the end. */
+const FLUSH_MS = 200
 
 /**
  * Everything that is printed goes out here, made harmless: a terminal obeys whatever a name, an argument
@@ -50,6 +56,8 @@ export class Output {
       if (error.code !== 'EPIPE') this.#unwritten ??= error
     })
     stderr.on('error', () => {})
+    unblock(stdout)
+    unblock(stderr)
   }
 
   /** Whether a person is there to see what is drawn. */
@@ -88,12 +96,23 @@ export class Output {
       throw new UploadError('output_lost', `cannot write to standard output: ${cause.message}`, { cause })
   }
 
+  /** Resolves when the messages are written, or nobody reads them. */
+  async flushed(): Promise<void> {
+    if (!this.#stderr.writableLength) return
+    await new Promise<void>(resolve => {
+      setTimeout(resolve, FLUSH_MS)
+      this.#stderr.write('', () => resolve())
+    })
+  }
+
   /**
    * Draws the live line in the cursor's, and leaves the cursor at its beginning: what others print there
    * takes its place, what the terminal echoes (^C) does not wrap, and there is nothing to give back.
    * A job in the background draws nothing.
    */
   draw(line: LiveLine): void {
+    // The old one is not to be seen yet.
+    if (this.#stderr.writableLength) return
     if (!isForeground()) {
       this.#away = true
       return
@@ -125,6 +144,7 @@ export class Output {
   }
 
   #print(stream: OutputStream, text: string): void {
+    if (stream === this.#stderr && (stream.writableLength ?? 0) > WAITING_MAX) return
     stream.write(this.#clear(stream) + this.#harmless(stream, printableLines(text)))
   }
 
@@ -137,4 +157,13 @@ export class Output {
   #harmless(stream: OutputStream, text: string): string {
     return stream.isTTY && !this.unicode ? ascii(text) : text
   }
+}
+
+/**
+ * node writes to a terminal blockingly: one that is held would hold every upload. Only where libuv has opened it
+ * anew, under a number of its own, is it ours alone: any other is the shell's too, whose reads would no longer wait.
+ */
+function unblock(stream: OutputStream): void {
+  const { _handle: handle } = stream as { _handle?: { fd: number; setBlocking?(blocking: boolean): unknown } }
+  if (stream.isTTY && handle && handle.fd > 2) handle.setBlocking?.(false)
 }
