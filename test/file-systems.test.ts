@@ -177,6 +177,147 @@ test('replace, cut by a crash: what another server has stored since is not overw
   assert.equal(await readFile(join(dir, variant), 'utf8'), 'cut')
 })
 
+/** The name and what is under it, or undefined. */
+const under = (dir: string, name = 'x') => readFile(join(dir, name), 'utf8').catch(() => undefined)
+
+for (const links of ['', ' without hard links']) {
+  for (const before of ['old', undefined]) {
+    const there = before === undefined ? 'a free name' : 'a taken name'
+    test(`replace, many refused uploads at once, ${there}${links}: what was there is there`, async t => {
+      const disk = await faults(t)
+      if (!disk) return
+      const always = links ? [`link * ${EPERM} 0`] : []
+      await disk.set(...always)
+      const { url, dir } = await serve(t, ['--on-conflict', 'replace'], { env: disk.env })
+      await mkdir(join(dir, 'folder'))
+      for (const [second, status, late] of [
+        ['folder', 409, []],
+        ['.uploadr', 409, []],
+        // Nothing says beforehand that it will be refused.
+        ['late', 500, [`link *.1>*/late ${EIO} 0`, `rename *.1>*/late ${EIO} 0`]],
+      ] as const) {
+        await disk.set(...always, ...late)
+        for (let round = 0; round < 8; round++) {
+          await rm(join(dir, 'x'), { force: true })
+          if (before !== undefined) await writeFile(join(dir, 'x'), before)
+          const forms = ['a', 'b', 'c', 'd', 'e'].map(text => form(file(text, 'x'), file('z', second)))
+          const answers = await Promise.all(forms.map(body => post(url, body)))
+          assert.deepEqual(
+            answers.map(answer => answer.status),
+            answers.map(() => status),
+          )
+          assert.equal(await under(dir), before, `round ${round}, ${second}`)
+        }
+      }
+      assert.deepEqual(await records(dir), [])
+      assert.deepEqual(await temporaryFiles({ dir }), [])
+    })
+  }
+
+  for (const [how, ...rest] of [
+    ['the first fails, then the second', 'old', undefined],
+    ['the first fails, then the second is stored', 'second'],
+    ['the first is killed before it lets go, then the second fails', 'first'],
+    ['the first is killed when it has let go, then the second fails', 'first'],
+  ] as const) {
+    // Without links the file itself is gone once it is let go, and there is nothing to complete.
+    if (links && how.includes('has let go')) continue
+    for (const before of how.includes('killed') ? ['old'] : ['old', undefined]) {
+      const there = before === undefined ? 'a free name' : 'a taken name'
+      test(`replace, two servers, one replaces what the other still may take back: ${how}, ${there}${links}`, async t => {
+        const [one, other] = [await faults(t), await faults(t)]
+        if (!one || !other) return
+        const always = links ? [`link * ${EPERM} 0`] : []
+        for (const disk of [one, other]) await disk.set(...always)
+        const args = ['--on-conflict', 'replace']
+        const first = await serve(t, args, { env: one.env })
+        const { dir } = first
+        const second = await serve(t, args, { env: other.env, dir })
+        if (before !== undefined) await writeFile(join(dir, 'x'), before)
+
+        // Each waits with `late` until the other has come where it is wanted: its call is as slow as that.
+        const slow = (ms: number) => [`link *.1>*/late ${EIO} ${ms}`, `rename *.1>*/late ${EIO} ${ms}`]
+        const kill = how.includes('before it lets go')
+          ? ['rename *.old>*.old -1 0']
+          : how.includes('killed')
+            ? ['unlink */staging/*.json -1 0']
+            : []
+        await one.set(...kill, ...slow(1500), ...always)
+        await other.set(...(how.includes('stored') ? [] : slow(4000)), ...always)
+        const refused = post(first.url, form(file('first', 'x'), file('z', 'late')))
+        await until(
+          () => under(dir),
+          text => text === 'first',
+        )
+        let isOver = false
+        const replacing = post(
+          second.url,
+          form(file('second', 'x'), file('z', how.includes('stored') ? 'other' : 'late')),
+        ).finally(() => {
+          isOver = true
+        })
+        await until(
+          () => under(dir),
+          text => text === 'second',
+        )
+        const { status } = await refused
+        assert.equal(status, how.includes('killed') ? Number.NaN : 500)
+        if (!how.includes('stored')) assert.equal(isOver, false, 'the second is still at it')
+        assert.equal(await under(dir), 'second')
+        assert.equal((await replacing).status, how.includes('stored') ? 201 : 500)
+        if (how.includes('killed')) {
+          assert.equal(await first.exited, 'SIGKILL')
+          await one.set(...always)
+          await serve(t, args, { env: one.env, dir })
+        }
+        assert.equal(await under(dir), rest[0] === 'old' ? before : rest[0])
+        const kept = (await records(dir)).flatMap(({ files }) => files.map(({ name }) => name))
+        assert.deepEqual(
+          await published(dir),
+          [...kept, ...(rest[0] === 'old' && before ? ['x'] : [])].sort(),
+        )
+        assert.deepEqual(await temporaryFiles({ dir }), [])
+      })
+    }
+  }
+}
+
+for (const step of ['link *.1>*/b.bin', 'rename *.json>*/records/*']) {
+  test(`the staging folder is taken away while an upload gets its names, and it fails: nothing of it is left (${step})`, async t => {
+    const disk = await faults(t)
+    if (!disk) return
+    const { url, dir } = await serve(t, [], { env: disk.env })
+    await disk.set(`${step} ${EIO} 1000`)
+    const answer = post(url, form(file('a'), file('b', 'b.bin')))
+    await until(
+      () => published(dir),
+      names => names.includes('a.bin'),
+    )
+    await rm(join(dir, '.uploadr/staging'), { recursive: true })
+    assertRefused(await answer, 'storage_failed', /EIO/)
+    assert.deepEqual(await published(dir), [])
+    assert.deepEqual(await records(dir), [])
+  })
+}
+
+test('kinds are judged by the name that the disk can have, too', async t => {
+  const disk = await faults(t)
+  if (!disk) return
+  await disk.set('name-max 143')
+  const { url, dir } = await serve(t, ['--deny-extension', 'php'], { env: disk.env })
+  const name = `${'A'.repeat(139)}.php${'x'.repeat(80)}`
+  for (const body of [SMALL, LARGE]) {
+    const { status, json, text } = await post(url, form(file(body, name)))
+    assert.deepEqual([status, json?.code], [415, 'extension_not_allowed'], text)
+    assert.match(
+      json.detail,
+      /A{139}\.phpx{80}, which the disk can only have as A{139}\.php, has the extension \.php/,
+    )
+  }
+  assert.deepEqual(await published(dir), [])
+  assert.equal((await post(url, form(file(SMALL, `${'A'.repeat(200)}.txt`)))).status, 201)
+})
+
 /** The binary as another user, who owns the folder and nothing else. */
 async function serveAs(
   t: TestContext,

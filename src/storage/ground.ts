@@ -90,6 +90,11 @@ export class Ground {
     this.without = without
   }
 
+  /** The same for all names that are one here. */
+  folded(name: string): string {
+    return this.foldsCase ? name.normalize('NFC').toLowerCase() : name
+  }
+
   /** A new file with these bytes, as durable as it is promised. */
   async write(path: string, bytes: Uint8Array): Promise<void> {
     const fd = fs.openSync(path, 'wx', this.#mode)

@@ -86,6 +86,8 @@ export class LocalStorage implements Storage {
   readonly #log: Logger
   /** Names the next record; with the workspace's name and the time it is like no other. */
   #count = 0
+  /** With `replace`: the last upload that has a name or waits for it, until it has come to its end. */
+  readonly #holders = new Map<string, Promise<void>>()
   /** Absent without fsync, and where directories cannot be synced. */
   readonly #syncs: Syncs | undefined
 
@@ -127,7 +129,7 @@ export class LocalStorage implements Storage {
   }
 
   /** A name that the disk has no likeness of, and with `reject` a taken one, is refused before its bytes arrive. */
-  accepts(name: string): void | Promise<void> {
+  accepts(name: string): string | undefined | Promise<string | undefined> {
     try {
       return this.#accept(name)
     } catch (error) {
@@ -137,10 +139,12 @@ export class LocalStorage implements Storage {
 
   async publish(upload: UploadFacts, files: readonly StagedFile[]): Promise<StoredFile[]> {
     let publication: Publication | undefined
+    let release: (() => void) | undefined
     try {
       publication = this.#begin(upload, files)
       await this.#stage(publication, files)
       await this.#syncs?.staging.sync()
+      if (this.#onConflict === 'replace') release = await this.#hold(publication)
       for (const i of publication.stored.keys()) {
         await publication.giveName(i, this.#conflict(publication), () => this.#syncs?.staging.sync())
       }
@@ -154,6 +158,8 @@ export class LocalStorage implements Storage {
     } catch (error) {
       publication?.undo()
       throw UploadError.from(error, 'storage_failed', 'storing the upload')
+    } finally {
+      release?.()
     }
     publication.announce()
     publication.clear()
@@ -203,11 +209,11 @@ export class LocalStorage implements Storage {
     return new Publication(this.#ground, this.#staging.path, key, document)
   }
 
-  #accept(name: string): void {
+  #accept(name: string): string | undefined {
     const stored = this.#ground.names.fit(name)
-    if (this.#onConflict !== 'reject') return
-    const there = look(join(this.folder, stored))
+    const there = this.#onConflict === 'reject' ? look(join(this.folder, stored)) : undefined
     if (there) throw nameTaken(stored, there.isDirectory() ? 'folder' : 'file')
+    return stored === name ? undefined : stored
   }
 
   /** Steps 1 and 2: the files and the record in the staging folder, whole and synced. */
@@ -231,6 +237,25 @@ export class LocalStorage implements Storage {
     } catch (error) {
       await this.#mend(error)
       await stage()
+    }
+  }
+
+  /**
+   * Waits for the uploads before it that have a name in common with it: what one replaces and would give back is
+   * then never a file of another that may still fail. Who waits, waits for earlier ones alone, so never in a circle.
+   */
+  async #hold(publication: Publication): Promise<() => void> {
+    const names = publication.stored.map(({ name }) => this.#ground.folded(name))
+    const earlier = names.map(name => this.#holders.get(name))
+    let end = () => {}
+    const held = new Promise<void>(resolve => {
+      end = resolve
+    })
+    for (const name of names) this.#holders.set(name, held)
+    await Promise.all(earlier)
+    return () => {
+      for (const name of names) if (this.#holders.get(name) === held) this.#holders.delete(name)
+      end()
     }
   }
 

@@ -1,4 +1,5 @@
 import fs, { constants, type Stats } from 'node:fs'
+import { dirname } from 'node:path'
 import { UploadError } from '../errors.ts'
 import type { StoredFile } from '../protocol.ts'
 import type { Ground } from './ground.ts'
@@ -30,9 +31,11 @@ export class Publication {
   #kept: string
   readonly #ground: Ground
   readonly #base: string
-  /** What files without a second link are under their names. */
-  readonly #moved = new Map<number, Stats>()
+  /** What the files are to which this process gives names. */
+  readonly #given = new Map<number, Stats>()
   #hasReplaced = false
+  /** What other uploads would give back, by number. */
+  #others: Map<number, string> | undefined
 
   /** `isPublished`: the record has moved to the others already. */
   constructor(ground: Ground, staging: string, key: string, document: UploadRecord, isPublished = false) {
@@ -61,15 +64,23 @@ export class Publication {
 
   /** Whether the name of file `i`, which is taken, was given to one of this upload before it. */
   isOurs(i: number, there: Stats): boolean {
-    const { foldsCase } = this.#ground
-    const folded = (name: string) => (foldsCase ? name.normalize('NFC').toLowerCase() : name)
-    const own = folded(this.#file(i).name)
-    return this.stored.slice(0, i).some(({ name }, j) => folded(name) === own || isSame(there, this.#ours(j)))
+    const ground = this.#ground
+    const own = ground.folded(this.#file(i).name)
+    return this.stored
+      .slice(0, i)
+      .some(({ name }, j) => ground.folded(name) === own || isSame(there, this.#ours(j)))
   }
 
-  /** Notes what is under the names now, for a recovery to know what it may replace. */
+  /**
+   * Notes what is under the names now, for a recovery to know what it may replace. Refuses what nothing can
+   * replace before anything is: who may send names has no way to have a file replaced and given back.
+   */
   noteReplaced(): void {
-    this.document.replaces = this.stored.map((_, i) => replaced(look(this.target(i))))
+    this.document.replaces = this.stored.map(({ name }, i) => {
+      const there = look(this.target(i))
+      if (there?.isDirectory()) throw nameTaken(name, 'folder')
+      return replaced(there)
+    })
   }
 
   writeRecord(): Promise<void> {
@@ -79,6 +90,7 @@ export class Publication {
   /** Gives file `i` its name. `rewritten`: what makes it durable that the record names it differently. */
   async giveName(i: number, conflict: Conflict, rewritten: () => Promise<void> | undefined): Promise<void> {
     const file = this.#file(i)
+    this.#note(i, this.staged(i))
     for (let tries = 0; tries < 100; tries++) {
       try {
         this.#link(i)
@@ -142,8 +154,14 @@ export class Publication {
   #link(i: number): void {
     const { hasLinks } = this.#ground
     linkNew(this.staged(i), this.target(i), hasLinks)
-    // By its name: made with FUSE, some file systems give a file another number when it moves.
-    if (!hasLinks) this.#moved.set(i, fs.lstatSync(this.target(i)))
+    // Made with FUSE, some file systems give a file another number when it moves.
+    if (!hasLinks) this.#note(i, this.target(i))
+  }
+
+  /** Knows file `i` from now on, whatever becomes of its staged link. */
+  #note(i: number, path: string): void {
+    const given = look(path)
+    if (given) this.#given.set(i, given)
   }
 
   /** False, and nothing done but that the name is free or another's, where somebody was quicker. */
@@ -193,16 +211,39 @@ export class Publication {
   }
 
   #takeBack(i: number): void {
+    const ours = this.#ours(i)
     const target = this.target(i)
     const there = look(target)
-    // Another upload may have replaced the file in the meantime: that one is not ours to take away.
-    if (there && !isSame(there, this.#ours(i))) return
-    if (exists(this.#old(i))) fs.renameSync(this.#old(i), target)
-    else if (there) fs.unlinkSync(target)
+    // Another server's upload may have replaced ours in the meantime: its file is not ours to take away, but
+    // what it would give back, should it fail too, is no longer ours. It is what ours has replaced, or nothing.
+    const place = there && !isSame(there, ours) ? ours && this.#successor(ours) : target
+    if (place === undefined) return
+    if (exists(this.#old(i))) fs.renameSync(this.#old(i), place)
+    else if (there) fs.rmSync(place, { force: true })
+  }
+
+  /** Where the upload that has replaced our file keeps it, in the staging folder of whichever server. */
+  #successor(ours: Stats): string | undefined {
+    this.#others ??= this.#replacedByOthers()
+    const path = this.#others.get(ours.ino)
+    return path !== undefined && isSame(look(path), ours) ? path : undefined
+  }
+
+  #replacedByOthers(): Map<number, string> {
+    const found = new Map<number, string>()
+    const parent = dirname(dirname(this.#base))
+    for (const folder of namesIn(parent)) {
+      for (const name of namesIn(`${parent}/${folder}`)) {
+        const path = `${parent}/${folder}/${name}`
+        const kept = name.endsWith('.old') && look(path)
+        if (kept) found.set(kept.ino, path)
+      }
+    }
+    return found
   }
 
   #ours(i: number): Stats | undefined {
-    return look(this.staged(i)) ?? this.#moved.get(i)
+    return this.#given.get(i) ?? look(this.staged(i))
   }
 
   get #rewritten(): string {
@@ -242,6 +283,15 @@ function attempt(act: () => void): boolean {
   } catch {
     return false
   }
+}
+
+/** None where it is no folder, is gone, or another user's. */
+function namesIn(folder: string): string[] {
+  let names: string[] = []
+  attempt(() => {
+    names = fs.readdirSync(folder)
+  })
+  return names
 }
 
 function remove(path: string): void {

@@ -98,8 +98,11 @@ export interface Storage {
    * made anew is, first. Asked by /healthz, and when something that an upload needs has gone.
    */
   health?(): Awaitable<string | undefined>
-  /** May refuse a file by its name before its bytes arrive, by throwing an UploadError. */
-  accepts?(name: string): Awaitable<void>
+  /**
+   * May refuse a file by its name before its bytes arrive, by throwing an UploadError. Where it cannot store it
+   * under that name, the one it will have, but for what makes it another than one that is taken.
+   */
+  accepts?(name: string): Awaitable<string | undefined>
   /**
    * Gives every file its name, all or none, and writes the upload's record. Resolves when both are as
    * durable as the storage promises. On failure nothing of the upload is left and an UploadError is thrown.

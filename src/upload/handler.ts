@@ -25,6 +25,8 @@ export interface FileInfo {
   readonly field: string
   /** Cleaned: one plain path component of at most 255 UTF-8 bytes. */
   readonly name: string
+  /** The name that it will be stored under, where the disk cannot have `name`; that of a taken one is another still. */
+  readonly storedAs?: string
   /** The declared media type without parameters; `text/plain` for none (RFC 7578, 4.4). Never trust it. */
   readonly type: string
   /** What the part's head says of its bytes, in Content-Digest or Content-MD5; it is compared before `close`. */

@@ -21,6 +21,15 @@ export function kinds(rules: KindRules): UploadHandler {
   const extensions = { allow: rules.allowExtensions.map(bare), deny: rules.denyExtensions.map(bare) }
   const none = Object.values(rules).every(list => list.length === 0)
   if (none) return { name: 'kinds' }
+  /** The extension for which a name is refused, '' for none at all; undefined where it is not. */
+  const refusedOf = (name: string): string | undefined => {
+    // Windows, and some web servers, look at every extension: `shell.php.jpg`.
+    const all = lower(name).split('.').slice(1).map(trimBlanks)
+    const denied = all.find(each => extensions.deny.includes(each))
+    if (denied !== undefined || extensions.allow.length === 0) return denied
+    const extension = bare(extname(name))
+    return extensions.allow.includes(extension) ? undefined : extension
+  }
   return {
     name: 'kinds',
     open(file, next) {
@@ -30,14 +39,13 @@ export function kinds(rules: KindRules): UploadHandler {
       if (types.deny.some(isOf) || (types.allow.length > 0 && !types.allow.some(isOf))) {
         throw new UploadError('type_not_allowed', `${file.name} is ${file.type}, which is not accepted here`)
       }
-      const extension = bare(extname(file.name))
-      // Windows, and some web servers, look at every extension: `shell.php.jpg`.
-      const all = lower(file.name).split('.').slice(1).map(trimBlanks)
-      const denied = all.find(each => extensions.deny.includes(each))
-      if (denied !== undefined || (extensions.allow.length > 0 && !extensions.allow.includes(extension))) {
-        const refused = denied ?? extension
+      const { name, storedAs } = file
+      for (const each of storedAs === undefined ? [name] : [name, storedAs]) {
+        const refused = refusedOf(each)
+        if (refused === undefined) continue
         const what = refused === '' ? 'no extension' : `the extension .${refused}`
-        throw new UploadError('extension_not_allowed', `${file.name} has ${what}, which is not accepted here`)
+        const told = each === name ? name : `${name}, which the disk can only have as ${each},`
+        throw new UploadError('extension_not_allowed', `${told} has ${what}, which is not accepted here`)
       }
       return next(file)
     },

@@ -36,8 +36,8 @@ export interface ReceiveOptions {
   askForBody?: () => void
   /** Bytes; larger bodies are read directly, see body.ts. */
   directMin?: number
-  /** May refuse a file, by its cleaned name and the fields that came before it, before its bytes are stored. */
-  accepts?: (name: string, fields: Received['fields']) => Awaitable<void>
+  /** May refuse a file, by its cleaned name and the fields that came before it, before its bytes are stored; or says its `storedAs`. */
+  accepts?: (name: string, fields: Received['fields']) => Awaitable<string | undefined>
 }
 
 export interface Received {
@@ -285,7 +285,11 @@ class Reception implements FormListener {
     const accepting = this.#options.accepts?.(name, this.#fields.values)
     // Lets a file wait where OPEN_MAX before it are not all staged; meanwhile no more of the body is read.
     const before = this.#closing[this.#closing.length - OPEN_MAX]
-    if (accepting || before) return Promise.all([accepting, before]).then(() => this.#open(file))
+    if (accepting || before) {
+      return Promise.all([accepting, before]).then(([storedAs]) =>
+        this.#open(storedAs === undefined ? file : { ...file, storedAs }),
+      )
+    }
     return this.#open(file)
   }
 
