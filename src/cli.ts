@@ -79,7 +79,7 @@ export async function main(host: Process): Promise<void> {
   // A shell's loop ends where its command died of the signal; a status of 130 alone is an answer like any other.
   const exit = Number(host.exitCode ?? 0)
   if (exit > SIGNALLED) host.kill(host.pid, exit - SIGNALLED)
-  // All is told: not for a look-up of a name that goes on, nor for a message that nobody reads.
+  // All is told: a message that nobody reads is not waited for.
   host.exit(exit)
 }
 
