@@ -4,11 +4,13 @@ import { createHash } from 'node:crypto'
 import { test } from 'node:test'
 import { tap, type UploadHandler } from '../src/index.ts'
 import {
+  connect,
   multipart,
   type Part,
   post,
   published,
   randomFile,
+  readAnswer,
   records,
   sha256,
   startServer,
@@ -36,6 +38,11 @@ test('a digest of the body: a right one is in the record, a wrong one refuses th
       `sha-512=:${base64('sha512', form)}:`,
     ],
     ['one nobody knows beside it', { 'Content-Digest': `crc32c=:AAAAAA==:, ${sha(form)}` }, sha(form)],
+    [
+      'with parameters',
+      { 'Content-Digest': `md5=:${base64('md5', form)}:;x; y="a,b" , ${sha(form)};z=1` },
+      `md5=:${base64('md5', form)}:, ${sha(form)}`,
+    ],
     ['as a representation', { 'Repr-Digest': sha(form) }, sha(form)],
     ['Content-MD5', { 'Content-MD5': base64('md5', form) }, `md5=:${base64('md5', form)}:`],
     ['wrong SHA-256', { 'Content-Digest': sha(other) }, undefined],
@@ -44,6 +51,14 @@ test('a digest of the body: a right one is in the record, a wrong one refuses th
     ['wrong Content-MD5', { 'Content-MD5': base64('md5', other) }, undefined],
     ['too short', { 'Content-Digest': 'sha-256=:AAAA:' }, undefined],
     ['no dictionary', { 'Content-Digest': 'nonsense' }, undefined],
+    [
+      'two of Content-MD5',
+      { 'Content-MD5': base64('md5', form), 'content-md5': base64('md5', other) },
+      undefined,
+    ],
+    ['Content-MD5 in something else', { 'Content-MD5': `!!${base64('md5', form)}##` }, undefined],
+    ['an end that is none', { 'Content-Digest': `${sha(form)},` }, undefined],
+    ['announced to come behind the body', { Trailer: 'X, Content-Digest' }, undefined],
     ['no MD5', { 'Content-MD5': 'nonsense' }, undefined],
   ]
   for (const options of WAYS) {
@@ -92,6 +107,37 @@ test('a digest of a part: a right one stands with its file, a wrong one refuses 
         withHeaders('file', '; filename="b.bin"', bytes, 'Content-Digest: nonsense'),
         /content-digest cannot be read/,
       ],
+      [
+        withHeaders(
+          'file',
+          '; filename="b.bin"',
+          bytes,
+          `Content-Digest: ${digest}`,
+          `Repr-Digest: ${digest}`,
+          `Content-Digest: ${wrong}`,
+        ),
+        /digest of b\.bin is wrong/,
+      ],
+      [
+        withHeaders(
+          'file',
+          '; filename="b.bin"',
+          bytes,
+          'Content-Digest: crc32c=:AAAA:',
+          `Content-Digest: ${wrong}`,
+        ),
+        /digest of b\.bin is wrong/,
+      ],
+      [
+        withHeaders(
+          'note',
+          '',
+          note,
+          `Content-MD5: ${base64('md5', note)}`,
+          `Content-MD5: ${base64('md5', bytes)}`,
+        ),
+        /Content-MD5 cannot be read/,
+      ],
     ]
     for (const [part, detail] of rows) {
       const answer = await post(at.url, multipart([TITLE, good, part]), { chunk: 30_000 })
@@ -106,6 +152,23 @@ test('a digest of a part: a right one stands with its file, a wrong one refuses 
     assert.equal(json.files[0].contentDigest, digest)
     assert.equal('contentDigest' in json.files[1], false)
     assert.deepEqual((await records(at.dir))[0]?.files, json.files)
+  }
+})
+
+test('a digest behind the body is refused, not left out', async t => {
+  const at = await startServer(t)
+  const form = multipart([TITLE, { name: 'file', filename: 'a.bin', body: 'x' }])
+  for (const name of ['Content-Digest', 'repr-digest', 'Content-MD5']) {
+    const socket = connect(at.url)
+    const answer = readAnswer(socket)
+    const head = `POST / HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=BOUNDARY\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n`
+    socket.write(
+      `${head}${form.length.toString(16)}\r\n${form}\r\n0\r\nX: y\r\n${name}: sha-256=:AAAA:\r\n\r\n`,
+    )
+    const { status, json, text } = await answer
+    assert.deepEqual([status, json?.code], [400, 'bad_digest'], text)
+    assert.deepEqual(await published(at.dir), [])
+    assert.deepEqual(await temporaryFiles(at), [])
   }
 })
 

@@ -193,12 +193,14 @@ test('a field is read in the charset that its part, the form or the request anno
     ['by the request', [title, NAMED], request('windows-1251')],
     ['by _charset_ rather than the request', [title, announcing('cp1251'), NAMED], request('koi8-r')],
     ['by the part rather than both', [announcing('koi8-r'), own('cp1251', cp1251), NAMED], request('gbk')],
+    ['in windows-1252', [own('iso-8859-1', Buffer.from([0x80, 0x93, 0xe9, 0x81])), NAMED], {}],
+    ['by an empty _charset_, which is none', [announcing(''), title, NAMED], request('windows-1251')],
     ['in UTF-16', [own('utf-16be', Buffer.from('041f04400438043204350442', 'hex')), NAMED], {}],
     ['in what the WHATWG has no name of its own for', [own('x-sjis', Buffer.from('8440', 'hex')), NAMED], {}],
   ]
   for (const [row, parts, options] of rows) {
     await t.test(row, async () => {
-      const expected = row.startsWith('in what') ? 'А' : 'Привет'
+      const expected = row.startsWith('in what') ? 'А' : row.startsWith('in windows') ? '€“é\x81' : 'Привет'
       assert.equal((await stored(at, parts, options)).title, expected)
     })
   }
@@ -242,6 +244,16 @@ test('bytes of a field that cannot be read are refused, and the field named', as
       '_charset_ that no form is sent in',
       [TITLE, { name: 'note', body: bad }, NAMED, { name: '_charset_', body: 'utf-16le' }],
       /the form announces a charset .*"utf-16le"/,
+    ],
+    [
+      '_charset_ that no form is sent in, where all is ASCII',
+      [TITLE, { name: 'note', body: 'h\0i\0' }, NAMED, { name: '_charset_', body: 'utf-16le' }],
+      /the form announces a charset .*"utf-16le"/,
+    ],
+    [
+      '_charset_ that nobody knows, where all is ASCII',
+      [TITLE, { name: 'note', body: '+AOk-' }, NAMED, { name: '_charset_', body: 'utf-7' }],
+      /the form announces a charset .*"utf-7"/,
     ],
   ]
   for (const [row, parts, detail] of rows) {
@@ -335,6 +347,97 @@ test('a digest of several files in one part is not left out', async t => {
   )
 })
 
+test('what a part’s head says twice, or of other bytes than these, is not left out', async t => {
+  const at = await startServer(t)
+  const rows: [string, RegExp][] = [
+    [
+      disposition('name="a"', 'Content-Disposition: form-data; name="b"'),
+      /has 2 headers content-disposition/,
+    ],
+    [disposition('name="a"; filename="a"; filename="b"'), /with two parameters filename/],
+    [disposition('name="a"', 'Content-Type: text/plain', 'Content-Type: x/y'), /has 2 headers content-type/],
+    [
+      disposition('name="a"', 'Content-Transfer-Encoding: binary', 'Content-Transfer-Encoding: base64'),
+      /has 2 headers content-transfer-encoding/,
+    ],
+    [
+      disposition('name="a"', ...Array(2000).fill('a:'), 'Content-MD5: nonsense'),
+      /more than 100 header lines/,
+    ],
+    [disposition('name="a"', 'Content-Encoding: gzip'), /has the Content-Encoding gzip/],
+    [
+      disposition('name="a"', 'Content-Encoding: identity', 'Content-Encoding: br'),
+      /Content-Encoding identity, br/,
+    ],
+    [disposition('name="a"', 'Content-Range: bytes 0-1/3000'), /has a Content-Range/],
+  ]
+  for (const [headers, detail] of rows) {
+    const form = multipart([TITLE, NAMED, { headers, body: 'x' }])
+    await t.test(String(detail), async () => void (await refused(at, form, 'malformed_body', detail)))
+  }
+  // Content-Length says nothing (RFC 7578, 4.8): some count characters.
+  const part = {
+    headers: disposition('name="note"', 'Content-Encoding: Identity', 'Content-Length: 7'),
+    body: 'x',
+  }
+  assert.deepEqual((await stored(at, [TITLE, NAMED, part])).fields, { note: ['x'] })
+})
+
+test('base64 is decoded where a part announces it, and what is none is refused', async t => {
+  const bytes = randomFile(100_000)
+  const coded = disposition('name="file"; filename="a.bin"', 'Content-Transfer-Encoding: BASE64')
+  const field = disposition('name="note"', 'Content-Transfer-Encoding: base64')
+  const lines = (end: string) => `${bytes.toString('base64').replace(/.{76}/g, `$&${end}`)}${end}`
+  const empty = {
+    headers: disposition('name="file"; filename=""', 'Content-Transfer-Encoding: base64'),
+    body: '\r\n',
+  }
+  for (const options of Object.values(WAYS)) {
+    const at = await startServer(t, options)
+    for (const [end, chunk] of [
+      ['\r\n', 1_000_000],
+      ['\n', 999],
+      ['', 77],
+    ] as const) {
+      const note = { headers: field, body: 'Z3LDvMOf\r\nZQ==\r\n' }
+      const { files, fields } = await stored(at, [TITLE, { headers: coded, body: lines(end) }, note, empty], {
+        chunk,
+      })
+      assert.equal(files.length, 1)
+      await assertStored(at.dir, files[0] as Receipt['files'][0], bytes)
+      assert.deepEqual(fields, { note: ['grüße'] })
+    }
+  }
+  const at = await startServer(t)
+  for (const headers of [coded, field]) {
+    for (const body of [
+      'eA',
+      'eA=',
+      'eB==',
+      'e-_A',
+      'eA==eA==',
+      'eA==\r\ne',
+      'eHh4*',
+      '=',
+      'e\0A=',
+      'ZQ=Z',
+      '====',
+    ]) {
+      for (const chunk of [1000, 1]) {
+        const form = multipart([TITLE, NAMED, { headers, body }])
+        await refused(at, form, 'malformed_body', /^part 3 \(\w+\) is not in base64/, { chunk })
+      }
+    }
+  }
+  const mixed = disposition(
+    'name="f"',
+    'Content-Type: multipart/mixed; boundary=I',
+    'Content-Transfer-Encoding: base64',
+  )
+  const form = multipart([TITLE, NAMED, { headers: mixed, body: 'LS1J' }])
+  await refused(at, form, 'malformed_body', /^part 3 has the Content-Transfer-Encoding base64/)
+})
+
 test('what cannot be read is said, with the part and its head', async t => {
   const at = await startServer(t)
   const form = multipart([TITLE, NAMED])
@@ -362,10 +465,10 @@ test('what cannot be read is said, with the part and its head', async t => {
       'an encoding',
       multipart([
         TITLE,
-        { headers: disposition('name="f"', 'Content-Transfer-Encoding: base64'), body: 'eA==' },
+        { headers: disposition('name="f"', 'Content-Transfer-Encoding: quoted-printable'), body: '=78' },
       ]),
       'malformed_body',
-      /^part 2 has the Content-Transfer-Encoding base64/,
+      /^part 2 has the Content-Transfer-Encoding quoted-printable/,
     ],
     [
       'a header without a colon',

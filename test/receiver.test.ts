@@ -102,7 +102,7 @@ test('a part that busboy loses, or cannot read, refuses the form: never a file l
     'a NUL in a header': [head(DISPOSITION, 'X: a\0b')],
     'a header ended by LF alone': [`${DISPOSITION}\nContent-Type: text/plain`],
     'a header ended by CR alone': [`${DISPOSITION}\rContent-Type: text/plain`],
-    base64: [head(DISPOSITION, 'Content-Transfer-Encoding: base64'), 'aGVsbG8='],
+    'base64 that is none': [head(DISPOSITION, 'Content-Transfer-Encoding: base64'), 'aGVsbG8'],
     'quoted-printable': [head(DISPOSITION, 'Content-Transfer-Encoding: quoted-printable'), 'a=3Db'],
     'a field in a charset nobody decodes': [
       head('Content-Disposition: form-data; name="note"', 'Content-Type: text/plain; charset=nope'),

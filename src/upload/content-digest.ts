@@ -14,7 +14,13 @@ const ALGORITHMS = { 'sha-256': 'sha256', 'sha-512': 'sha512', sha: 'sha1', md5:
  * here, so the representation is the content.
  */
 const DICTIONARIES = ['content-digest', 'repr-digest']
-const MEMBER = /^[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):[ \t]*$/
+const KEY = '[a-z*][a-z0-9_.*-]*'
+/** Parameters, which say nothing of a digest, and may hold a comma in a string (RFC 8941, 3.1.2). */
+const PARAMETERS = `(?:[ \\t]*; *${KEY}(?:=(?:"(?:[^"\\\\]|\\\\.)*"|[^\\s",;]+))?)*`
+const MEMBER = new RegExp(`[ \\t]*(${KEY})=:([A-Za-z0-9+/]*={0,2}):${PARAMETERS}[ \\t]*(?:,(?=.)|$)`, 'y')
+const BASE64 = /^[A-Za-z0-9+/]*={0,2}$/
+/** Every header that announces a digest. */
+const HEADERS = ['content-md5', ...DICTIONARIES]
 
 /**
  * What a head says of the bytes that follow it, in Content-Digest, Repr-Digest (RFC 9530) and Content-MD5 (RFC 1864);
@@ -28,13 +34,31 @@ export function wantedDigests(
   const md5 = header('content-md5')
   if (md5 !== undefined) wanted.push(wantedDigest('Content-MD5', 'md5', md5.trim()))
   for (const name of DICTIONARIES) {
-    for (const member of header(name)?.split(',') ?? []) {
-      const [, algorithm, base64] = MEMBER.exec(member) ?? []
-      if (algorithm === undefined || base64 === undefined) throw unreadable(name, member)
-      if (isKnown(algorithm)) wanted.push(wantedDigest(name, algorithm, base64))
-    }
+    const value = header(name)
+    if (value !== undefined) wanted.push(...membersOf(name, value))
   }
   return wanted.length > 0 ? wanted : undefined
+}
+
+function membersOf(name: string, value: string): WantedDigest[] {
+  const wanted: WantedDigest[] = []
+  MEMBER.lastIndex = 0
+  do {
+    const at = MEMBER.lastIndex
+    const [, algorithm, base64] = MEMBER.exec(value) ?? []
+    if (algorithm === undefined || base64 === undefined) throw unreadable(name, value.slice(at))
+    if (isKnown(algorithm)) wanted.push(wantedDigest(name, algorithm, base64))
+  } while (MEMBER.lastIndex < value.length)
+  return wanted
+}
+
+/**
+ * Refuses a digest that is sent behind the body, or announced to be: by then the body has been taken. Throws
+ * `bad_digest`. `trailers`: names in lower case.
+ */
+export function refuseDigestsIn(trailers: readonly string[]): void {
+  const name = trailers.find(each => HEADERS.includes(each))
+  if (name !== undefined) throw new UploadError('bad_digest', `${name} in a trailer is not compared here`)
 }
 
 /** Hashes bytes as they come, by every algorithm that was asked for. */
@@ -66,7 +90,7 @@ function isKnown(algorithm: string): algorithm is WantedDigest['algorithm'] {
 }
 
 function wantedDigest(name: string, algorithm: WantedDigest['algorithm'], base64: string): WantedDigest {
-  const digest = Buffer.from(base64, 'base64')
+  const digest = Buffer.from(BASE64.test(base64) ? base64 : '', 'base64')
   if (digest.length !== createHash(ALGORITHMS[algorithm]).digest().length) throw unreadable(name, base64)
   return { algorithm, digest }
 }

@@ -38,13 +38,14 @@ export class FormFields {
       this.#guesses.push({ name, values, place: values.length, bytes })
       values.push(decode(bytes, this.#charset) ?? Buffer.from(bytes, 'latin1').toString())
     }
-    if (name === CHARSET_FIELD) this.#charset = bytes.trim()
+    // Left empty by whoever is no browser, it announces nothing.
+    if (name === CHARSET_FIELD) this.#charset = bytes.trim() || this.#charset
   }
 
   /** All are there. Throws a `malformed_body` that names a field whose bytes are not in the form's charset. */
   end(): void {
-    if (this.#guesses.length === 0) return
     const charset = this.#charset
+    // Where all is ASCII, too: in UTF-7, say, that is other text.
     if (charset !== undefined && !isFormCharset(charset)) throw unknown('the form', charset)
     for (const { name, values, place, bytes } of this.#guesses) {
       values[place] = charset === undefined ? utf8(name, bytes) : announced(name, bytes, charset)

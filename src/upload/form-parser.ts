@@ -2,6 +2,7 @@ import { UploadError } from '../errors.ts'
 import type { Limits } from '../limits.ts'
 import type { Awaitable } from '../protocol.ts'
 import { formatSize } from '../units.ts'
+import { Base64Decoder } from './base64.ts'
 import { DELIMITER, DelimiterSearch, type Piece } from './delimiter-search.ts'
 import { charsetOf, type HeadPlace, type PartHead } from './part-head.ts'
 import { type PartListener, PartReader } from './part-reader.ts'
@@ -74,6 +75,8 @@ export class FormParser {
   #parts = 0
   #chunks = 0
   readonly #place: HeadPlace
+  /** Of the part in hand, where it is coded. */
+  #decoder: Base64Decoder | undefined
   /** The form in the part in hand, where that is one. */
   #inner: FormParser | undefined
   /** What errors add to the number of a part: the part that this form is in. */
@@ -139,6 +142,7 @@ export class FormParser {
       return
     }
     if (state === 'line' || state === 'head') this.#refuse('has a head without an end')
+    if (this.#decoder?.isWhole === false) throw this.#noBase64()
     if (state === 'field') this.#handOn()
     if (state === 'files') this.#inner?.end()
     // The reader stands behind the first one already.
@@ -155,7 +159,7 @@ export class FormParser {
   #data(piece: Buffer): Awaitable<void> {
     switch (this.#state) {
       case 'file':
-        return this.#listener.fileData(piece)
+        return this.#fileData(piece)
       case 'field':
         return this.#fieldData(piece)
       case 'files':
@@ -247,11 +251,12 @@ export class FormParser {
     this.#bytes = EMPTY
     const rest = piece.subarray(end - before)
     this.#state = head.kind
+    this.#decoder = head.isBase64 ? new Base64Decoder() : undefined
     if (head.kind === 'files') this.#inner = this.#formOf(head)
     if (head.kind !== 'file') return rest.length > 0 ? this.#data(rest) : undefined
     const wait = this.#listener.file(head)
     if (rest.length === 0) return wait
-    return wait ? this.#after(wait, () => this.#listener.fileData(rest)) : this.#listener.fileData(rest)
+    return wait ? this.#after(wait, () => this.#fileData(rest)) : this.#fileData(rest)
   }
 
   #formOf(head: PartHead): FormParser {
@@ -260,7 +265,24 @@ export class FormParser {
     return new FormParser(contentType, this.#limits, this.#listener, outer)
   }
 
-  #fieldData(piece: Buffer): void {
+  #fileData(piece: Buffer): Awaitable<void> {
+    if (!this.#decoder) return this.#listener.fileData(piece)
+    const bytes = this.#decoded(piece)
+    if (bytes.length > 0) return this.#listener.fileData(bytes)
+  }
+
+  #decoded(piece: Buffer): Buffer {
+    const bytes = this.#decoder ? this.#decoder.write(piece) : piece
+    if (!bytes) throw this.#noBase64()
+    return bytes
+  }
+
+  #noBase64(): UploadError {
+    return malformed(`${this.#part()} is not in base64, which its Content-Transfer-Encoding announces`)
+  }
+
+  #fieldData(data: Buffer): void {
+    const piece = this.#decoded(data)
     this.#listener.fieldData(this.#head as PartHead, piece.length)
     if (this.#gathered + piece.length > BLOCK) this.#handOn()
     if (piece.length > BLOCK) this.#reader.data(piece)

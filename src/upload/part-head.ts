@@ -18,6 +18,8 @@ export interface PartHead {
   readonly contentType: string
   /** Of a field's value, where the part announces it. */
   readonly charset: string | undefined
+  /** Whether its bytes come coded (RFC 2045, 6.8). */
+  readonly isBase64: boolean
   readonly digests: readonly WantedDigest[] | undefined
 }
 
@@ -29,6 +31,10 @@ export type Refuse = (reason: string) => never
 
 /** What a field name or a media type may take, in bytes: they go into records, answers and logs. */
 const LABEL_MAX_BYTES = 255
+/** Header lines of a part. busboy leaves out those over 2000, and says nothing. */
+const LINES_MAX = 100
+/** As they come is all that these may say of a part's bytes; RFC 7578, 4.7 deprecates saying it. */
+const PLAIN_ENCODINGS = ['7bit', '8bit', 'binary']
 
 const TOKEN = "[\\w!#$%&'*+.^`|~-]+"
 const MEDIA_TYPE = new RegExp(`^(${TOKEN}/${TOKEN})[ \\t]*(?:;|$)`)
@@ -62,18 +68,18 @@ export interface HeadPlace {
  * they come with a name of a file.
  */
 export function readPartHead(header: PartHeader, { charset, within }: HeadPlace, refuse: Refuse): PartHead {
-  const first = (name: string) => header[name]?.[0]
-  const disposition = first('content-disposition')
+  checkLines(header, refuse)
+  const only = (name: string) => onlyOf(header, name, refuse)
+  const disposition = only('content-disposition')
   if (disposition === undefined) return refuse('has no Content-Disposition')
-  const parameters = readDisposition(disposition)
-  if (parameters === undefined) return refuse('has a Content-Disposition that cannot be read')
+  const parameters = readDisposition(disposition, refuse)
   const purpose = DISPOSITION.exec(disposition)?.[1]?.toLowerCase()
   // Within a part it is `attachment` or `file` (RFC 2388, 4.2), and the field's name stands outside.
   if (purpose !== 'form-data' && !within) return refuse(`has the disposition ${purpose}, not form-data`)
   const name = within?.name ?? nameOf(parameters, charset, refuse)
   const { filename, hasBackslash } = fileNameOf(parameters, charset, refuse)
 
-  const contentType = first('content-type') ?? ''
+  const contentType = only('content-type') ?? ''
   const type = contentType === '' ? 'text/plain' : mediaType(contentType)
   checkLabel('media type', type, refuse)
   const isForm = filename === undefined && type.startsWith('multipart/')
@@ -81,16 +87,35 @@ export function readPartHead(header: PartHeader, { charset, within }: HeadPlace,
   const isFile = OWN_FIELDS.has(name)
     ? filename !== undefined && filename !== ''
     : filename !== undefined || within !== undefined || !type.startsWith('text/')
-  // RFC 7578, 4.7: the header is deprecated; bytes that need decoding would be stored encoded.
-  const encoding = first('content-transfer-encoding')?.trim().toLowerCase() ?? 'binary'
-  if (!['7bit', '8bit', 'binary'].includes(encoding)) {
+  // Bytes that need decoding would be stored encoded. Only files and fields may be in base64 (RFC 2045, 6.4).
+  const encoding = only('content-transfer-encoding')?.trim().toLowerCase() ?? 'binary'
+  const isBase64 = encoding === 'base64' && !isForm
+  if (!isBase64 && !PLAIN_ENCODINGS.includes(encoding)) {
     return refuse(`has the Content-Transfer-Encoding ${encoding}, which is not supported`)
   }
-  const digests = wantedDigests(first)
+  // Not for parts (RFC 7578, 4.8), but whoever sends them means something else than these bytes.
+  const coding = header['content-encoding']?.join(', ').trim() || 'identity'
+  if (coding.toLowerCase() !== 'identity') refuse(`has the Content-Encoding ${coding}, which is not decoded`)
+  if (header['content-range']) refuse('has a Content-Range: a file is sent whole, not in pieces')
+  const digests = wantedDigests(name => header[name]?.join(', '))
   if (isForm && digests)
     return refuse('has a digest, which is compared for each file, not for several in one part')
   const kind = isForm ? 'files' : isFile ? 'file' : 'field'
-  return { kind, name, filename, hasBackslash, type, contentType, charset: charsetOf(contentType), digests }
+  const own = charsetOf(contentType)
+  return { kind, name, filename, hasBackslash, type, contentType, charset: own, isBase64, digests }
+}
+
+function checkLines(header: PartHeader, refuse: Refuse): void {
+  let lines = 0
+  for (const name in header) lines += header[name]?.length ?? 0
+  if (lines > LINES_MAX) refuse(`has more than ${LINES_MAX} header lines`)
+}
+
+/** A header of which there is one at most. What a second one says would be left out in silence. */
+function onlyOf(header: PartHeader, name: string, refuse: Refuse): string | undefined {
+  const values = header[name]
+  if (values && values.length > 1) refuse(`has ${values.length} headers ${name}`)
+  return values?.[0]
 }
 
 function nameOf(parameters: Map<string, string>, charset: string | undefined, refuse: Refuse): string {
@@ -110,7 +135,7 @@ function mediaType(contentType: string): string {
 /** The charset that a Content-Type announces. */
 export function charsetOf(contentType: string): string | undefined {
   const [, quoted, bare] = CHARSET.exec(contentType) ?? []
-  return quoted ?? bare
+  return quoted || bare
 }
 
 function checkLabel(what: string, label: string, refuse: Refuse): void {
@@ -118,20 +143,22 @@ function checkLabel(what: string, label: string, refuse: Refuse): void {
   if (bytes > LABEL_MAX_BYTES) refuse(`has a ${what} of ${bytes} bytes, ${LABEL_MAX_BYTES} are allowed`)
 }
 
-/** The parameters, by name in lower case, of the first of each name; undefined where there is anything else. */
-function readDisposition(value: string): Map<string, string> | undefined {
+/** The parameters, by name in lower case. */
+function readDisposition(value: string, refuse: Refuse): Map<string, string> {
   const parameters = new Map<string, string>()
   let at = DISPOSITION.exec(value)?.[0].length
-  if (at === undefined) return undefined
+  if (at === undefined) return refuse('has a Content-Disposition that cannot be read')
   while (at < value.length) {
     PARAMETER.lastIndex = at
     const found = PARAMETER.exec(value)
-    if (!found) return value.slice(at).trim() === '' ? parameters : undefined
+    if (!found) {
+      if (value.slice(at).trim() === '') break
+      return refuse('has a Content-Disposition that cannot be read')
+    }
     const [all, name = '', escaped, verbatim, bare] = found
     const key = name.toLowerCase()
-    if (!parameters.has(key)) {
-      parameters.set(key, escaped?.replace(/\\(["\\])/g, '$1') ?? verbatim ?? bare ?? '')
-    }
+    if (parameters.has(key)) refuse(`has a Content-Disposition with two parameters ${key}`)
+    parameters.set(key, escaped?.replace(/\\(["\\])/g, '$1') ?? verbatim ?? bare ?? '')
     at += all.length
   }
   return parameters

@@ -5,7 +5,7 @@ import type { Awaitable, Phase } from '../protocol.ts'
 import type { StagedFile } from '../storage/storage.ts'
 import { formatDuration, formatSize, isOrAre, plural } from '../units.ts'
 import { type Body, bodyOf, hasArrived } from './body.ts'
-import { DigestCheck, wantedDigests } from './content-digest.ts'
+import { DigestCheck, refuseDigestsIn, wantedDigests } from './content-digest.ts'
 import { FormFields } from './fields.ts'
 import { cleanFileName, nameByField } from './filename.ts'
 import { type FormListener, FormParser, type PartHead } from './form-parser.ts'
@@ -129,6 +129,7 @@ export function announced(limits: Pick<Limits, 'body'>): UploadHandler {
         throw new UploadError('unsupported_media_type', detail)
       }
       digestsOf(headers)
+      refuseDigestsIn(headers.trailer?.toLowerCase().split(/[ \t]*,[ \t]*/) ?? [])
       const mediaType = headers['content-type']?.split(';', 1)[0]?.trim().toLowerCase()
       if (mediaType === 'multipart/form-data') return
       const sent = mediaType ? `not ${mediaType}` : 'and the request has no Content-Type'
@@ -192,6 +193,7 @@ class Reception implements FormListener {
       })
       this.#options.askForBody?.()
       await reading
+      refuseDigestsIn(Object.keys(this.#req.trailers))
       this.#parser.end()
       this.#fields.end()
       const contentDigest = digest?.finish('the body')
