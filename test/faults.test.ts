@@ -361,3 +361,35 @@ test('memory pressure: large, many and never-ending things in a small heap', asy
   assert.doesNotThrow(() => process.kill(pid, 0))
   await assertServes(url, dir)
 })
+
+test('what fields take of memory is held until the answer that says them again is out', async t => {
+  const { url } = await serve(t, ['--memory-total', '8mib', '--no-fsync'])
+  // Six bytes each in JSON: more than sockets buffer.
+  const large = multipart([TITLE, { name: 'note', body: Buffer.alloc(2_600_000, 1) }, file(SMALL)])
+  const request = (id: string, form: Buffer) =>
+    Buffer.concat([
+      Buffer.from(
+        `POST / HTTP/1.1\r\nHost: localhost\r\nX-Progress-ID: ${id}\r\nContent-Length: ${form.length}\r\n` +
+          'Content-Type: multipart/form-data; boundary=BOUNDARY\r\n\r\n',
+      ),
+      form,
+    ])
+  const ended = (id: string) =>
+    until(
+      () => getProgress(url, id),
+      ({ state }) => state === 'done' || state === 'error',
+    )
+  for (const id of ['read', 'left']) {
+    const socket = connect(url)
+    socket.write(request(id, large))
+    await ended(id)
+    const refused = await post(url, FORM)
+    assert.equal(refused.json?.code, 'too_many_uploads', refused.text)
+    if (id === 'read') socket.resume()
+    else socket.destroy()
+    await until(
+      () => post(url, large),
+      ({ status }) => status === 201,
+    )
+  }
+})

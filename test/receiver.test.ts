@@ -458,13 +458,6 @@ test('names', async t => {
   })
 })
 
-test('of two dispositions the first counts', async t => {
-  const at = await startServer(t)
-  const headers = head(DISPOSITION, 'Content-Disposition: form-data; name="x"; filename="evil"')
-  const [file] = await stored(at, multipart([TITLE, { headers, body: 'x' }]))
-  assert.deepEqual([file?.field, file?.sentAs], ['file', 'a.bin'])
-})
-
 test('names such as __proto__ are names', async t => {
   const at = await startServer(t)
   const odd = ['__proto__', 'constructor', 'toString', 'hasOwnProperty']

@@ -33,7 +33,14 @@ import { ALL_KINDS, type KindRules, kinds } from '../upload/kinds.ts'
 import { memory } from '../upload/memory.ts'
 import { checkHandler } from '../upload/plugin.ts'
 import { progress } from '../upload/progress.ts'
-import { announced, cutShort, type FieldMemory, RequestUpload, receive } from '../upload/receiver.ts'
+import {
+  announced,
+  cutShort,
+  FieldClaim,
+  type FieldMemory,
+  RequestUpload,
+  receive,
+} from '../upload/receiver.ts'
 import { space } from '../upload/space.ts'
 import { checkToken, type Scheme } from './access.ts'
 import { answer, answerJson, answerProblem } from './answer.ts'
@@ -196,6 +203,8 @@ interface Noted {
   stored?: Receipt['files']
   /** The form's fields, as far as they were read: an answer in HTML shows them again. */
   form?: Fields
+  /** What they take of memory. */
+  claim?: FieldClaim
   /** Where it is another than the status says. */
   outcome?: 'interrupted' | 'aborted'
 }
@@ -426,8 +435,12 @@ export class UploadServer {
       if (!res.headersSent) noted.status = error.status
       if (BY_CLIENT.has(error.code) && !hasArrived(req)) noted.outcome = 'interrupted'
     }
-    if (res.closed || req.socket.destroyed) log()
-    else res.once('close', log)
+    const over = () => {
+      noted.claim?.release()
+      log()
+    }
+    if (res.closed || req.socket.destroyed) over()
+    else res.once('close', over)
   }
 
   /** Why nothing can be stored, or undefined. Folders that have gone are made anew where that is safe. */
@@ -539,10 +552,12 @@ export class UploadServer {
     let staged: readonly StagedFile[] = []
     let receipt: Receipt
     try {
+      const fieldClaim = new FieldClaim(this.#fieldMemory)
+      noted.claim = fieldClaim
       const receiving = receive(req, upload, {
         chain: this.#chain,
         limits: this.#limits,
-        fieldMemory: this.#fieldMemory,
+        fieldClaim,
         ...(sendContinue && { askForBody: sendContinue }),
         ...(this.#options.directMin !== undefined && { directMin: this.#options.directMin }),
         accepts: (name, fields) => {

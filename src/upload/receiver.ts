@@ -21,14 +21,40 @@ export type ReceiveLimits = Pick<
 /** Files of one request that are open at once; a form may hold more small ones than a process may open. */
 const OPEN_MAX = 32
 
-/** What the fields of all forms that are being received take together, in bytes, and may take. */
+/** What the fields of all forms take together, in bytes, and may take. */
 export interface FieldMemory {
   held: number
   readonly max: number
 }
 
+/** What those of one form take of it until its answer is out, which says them again. */
+export class FieldClaim {
+  readonly #memory: FieldMemory
+  #held = 0
+
+  constructor(memory: FieldMemory) {
+    this.#memory = memory
+  }
+
+  /** Throws a `too_many_uploads` where it is too much; the only form there is always has room. */
+  hold(bytes: number): void {
+    const memory = this.#memory
+    this.#held += bytes
+    memory.held += bytes
+    if (memory.held <= memory.max || memory.held === this.#held) return
+    const held = `the fields of all uploads together take more than ${formatSize(memory.max)}`
+    throw new UploadError('too_many_uploads', held)
+  }
+
+  release(): void {
+    this.#memory.held -= this.#held
+    this.#held = 0
+  }
+}
+
 export interface ReceiveOptions {
-  fieldMemory: FieldMemory
+  /** Released by the caller. */
+  fieldClaim: FieldClaim
   /** The composed chain. */
   chain: Required<UploadHandler>
   limits: ReceiveLimits
@@ -161,8 +187,7 @@ class Reception implements FormListener {
   #fieldCount = 0
   #fieldBytes = 0
   #fileCount = 0
-  #fieldsHeld = 0
-  /** Of them, those of a field that is not whole yet. */
+  /** Bytes of a field that is not whole yet. */
   #piecesHeld = 0
   #stopWatching = noop
 
@@ -210,7 +235,6 @@ class Reception implements FormListener {
       throw error
     } finally {
       this.#stopWatching()
-      this.#options.fieldMemory.held -= this.#fieldsHeld
     }
   }
 
@@ -240,6 +264,8 @@ class Reception implements FormListener {
     this.#fieldBytes += Buffer.byteLength(name) + bytes.length
     if (this.#fieldBytes > fieldBytes) throw fieldsTooLarge(fieldBytes, name)
     this.#piecesHeld = 0
+    // As record and receipt will have it: JSON makes six bytes of a control.
+    this.#options.fieldClaim.hold(2 * Buffer.byteLength(JSON.stringify([name, bytes])))
     if (digests) {
       const check = new DigestCheck(digests)
       check.update(Buffer.from(bytes, 'latin1'))
@@ -252,17 +278,7 @@ class Reception implements FormListener {
     this.#piecesHeld += bytes
     const { fieldBytes } = this.#options.limits
     if (this.#piecesHeld > fieldBytes) throw fieldsTooLarge(fieldBytes, name)
-    this.#holdFields(bytes)
-  }
-
-  /** Counts what is kept of fields, as they come and once they are whole, in all forms that are being received. */
-  #holdFields(bytes: number): void {
-    const memory = this.#options.fieldMemory
-    this.#fieldsHeld += bytes
-    memory.held += bytes
-    if (memory.held <= memory.max) return
-    const held = `the fields of all uploads together take more than ${formatSize(memory.max)}`
-    throw new UploadError('too_many_uploads', held)
+    this.#options.fieldClaim.hold(bytes)
   }
 
   file(head: PartHead): Awaitable<void> {
