@@ -9,6 +9,7 @@ export {
   push,
   type Sender,
   type SenderOptions,
+  StoredError,
 } from './client/push.ts'
 export { openFile, type Source, streamSource } from './client/source.ts'
 export { type ErrorCode, UploadError } from './errors.ts'

@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { readFile, writeFile } from 'node:fs/promises'
 import http from 'node:http'
 import type { AddressInfo } from 'node:net'
+import os from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { inTerminal } from './pty.ts'
@@ -387,6 +388,32 @@ test('--log json: every line is JSON, the token that was made included', async t
   assert.match(command, /^UPLOADR_TOKEN=\S{24} uploadr push FILE --url http:/)
 })
 
+for (const host of ['0.0.0.0', '::']) {
+  test(`a server on ${host} prints an address that it can be reached at, the same as in the token's hint`, async t => {
+    const isThere = Object.values(os.networkInterfaces()).some(list =>
+      list?.some(({ family }) => (host === '::' ? family === 'IPv6' : true)),
+    )
+    if (!isThere) return t.skip('this machine has no IPv6')
+    const server = await serve(t, ['--host', host])
+    assert.notEqual(
+      new URL(server.url).hostname,
+      new URL(`http://${host === '::' ? '[::]' : host}/`).hostname,
+    )
+    await until(server.stderr, text => text.includes(`uploadr push FILE --url ${server.url}\n`))
+    const token = /UPLOADR_TOKEN=(\S+)/.exec(server.stderr())?.[1] as string
+    const { code } = await run(process.execPath, [
+      BINARY,
+      'push',
+      await aFile(t),
+      '--url',
+      server.url,
+      '--token',
+      token,
+    ])
+    assert.equal(code, 0)
+  })
+}
+
 test('the JSON of results and errors has the fields that the README and the page name, and no others', async t => {
   const { url } = await startServer(t)
   // The second time its name is taken, and there is a reason for its other one.
@@ -430,12 +457,12 @@ test('a file that is stored under another name is told so, and why; several end 
     return running.stdout().trimEnd().split('\n')
   }
   const one = await aFile(t, 'one', 'one.txt')
-  assert.match((await push(one))[0] ?? '', /^one\.txt: 3 B in .+\/s, verified sha-256$/)
+  assert.match((await push(one))[0] ?? '', /^one\.txt: 3 B in [\d.]+ m?s, verified sha-256$/)
   const [first, second, last] = await push(one, one)
   const taken = /^one\.txt stored as one_[A-Za-z0-9]{7}\.txt \(name taken\): 3 B in .+, verified sha-256$/
   assert.match(first ?? '', taken)
   assert.match(second ?? '', taken)
-  assert.match(last ?? '', /^2 files stored: 6 B in .+\/s$/)
+  assert.match(last ?? '', /^2 files stored: 6 B in [\d.]+ m?s$/)
   const long = `${'n'.repeat(300)}.txt`
   assert.match(
     (await push(one, '--name', long))[0] ?? '',
@@ -446,7 +473,7 @@ test('a file that is stored under another name is told so, and why; several end 
   assert.match(cleaned[0] ?? '', /^a\\u202eb\.txt stored as ab\.txt \(name cleaned\): /)
   const some = uploadr(t, ['push', one, '/nothing', '--url', url, '--progress', 'none'])
   assert.equal(await some.exited, 8)
-  assert.match(some.stdout(), /^1 of 2 files stored: 3 B in .+\/s\n$/m)
+  assert.match(some.stdout(), /^1 of 2 files stored: 3 B in [\d.]+ m?s\n$/m)
   assert.match(some.stderr(), /^uploadr: 1 of 2 files were not stored\n$/m)
   const none = uploadr(t, ['push', '/nothing', '/nothing', '--url', url])
   assert.equal(await none.exited, 3)

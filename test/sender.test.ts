@@ -566,8 +566,13 @@ test('a file that changes while it is sent is told, with an exit of its own', EN
     held.open()
     assert.equal(await running.exited, 11, running.stderr())
     assert.match(running.stderr(), told)
-    const { ok, error } = JSON.parse(running.stdout())
+    const { ok, error, ...stored } = JSON.parse(running.stdout())
     assert.deepEqual([ok, error.code, error.exitCode], [false, 'changed', 11])
+    const { size, sha256 } = stored.receipt.files[0]
+    assert.deepEqual(
+      [stored.name, stored.sentAs, stored.size, stored.sha256, stored.verified, stored.id],
+      [name, name, size, sha256, true, stored.receipt.id],
+    )
     assert.match(error.message, new RegExp(`what was read is stored as ${name}`))
     assert.deepEqual(await published(dir), [name])
   }
@@ -717,6 +722,19 @@ test('what arrived is verified where a handler stores something else', ENDS, asy
       is('digest_mismatch', 7),
     )
   }
+  const mismatch = uploadr(t, [
+    'push',
+    await file(t, Buffer.from('hello'), 'greeting'),
+    '--json',
+    '--url',
+    await answer({ arrived: { size: 6 } }),
+  ])
+  assert.equal(await mismatch.exited, 7)
+  const { ok, name, size, verified, receipt: answered, error } = JSON.parse(mismatch.stdout())
+  assert.deepEqual(
+    [ok, name, size, verified, answered.files[0].arrived.size, error.code],
+    [false, answered.files[0].name, 5, false, 6, 'digest_mismatch'],
+  )
   for (const nonsense of ['5', { size: '5' }, { size: 5, sha256: 5 }]) {
     await assert.rejects(
       push({ url: await answer({ arrived: nonsense }), source: hello() }),

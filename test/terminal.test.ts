@@ -6,7 +6,7 @@ import { type TestContext, test } from 'node:test'
 import stringWidth from 'string-width'
 import { MemoryProgressStore, type Progress, tap, type UploadHandler } from '../src/index.ts'
 import { barLine, cutToWidth, glyphsOf } from '../src/terminal/layout.ts'
-import { percent } from '../src/terminal/percent.ts'
+import { ofFile, percent } from '../src/terminal/percent.ts'
 import { RateMeter } from '../src/terminal/rate.ts'
 import { inTerminal, type Terminal, type TerminalOptions } from './pty.ts'
 import {
@@ -79,6 +79,11 @@ test('the bar shows the server’s count, not the socket’s, and never 100 % be
       return answer
     }
   }
+  /** Of the file, as the bar has it. */
+  const shareOf = (answer: Progress) => {
+    if (answer.state !== 'uploading' || answer.size === undefined) return undefined
+    return percent(ofFile({ ...answer, overhead: answer.size - size } as never))
+  }
   const { url } = await startServer(t, { handlers: [slow.handler], progress: new Overheard() })
   const terminal = pushing(t, [await aFile(t, size), '--url', url, '--interval', '20ms'])
   const shown: number[] = []
@@ -87,7 +92,7 @@ test('the bar shows the server’s count, not the socket’s, and never 100 % be
     if (share === undefined) return
     shown.push(Number(share))
     // Within one poll: what is on the screen is one of the shares the server has told, the last ones first.
-    const told = answers.map(answer => (answer.state === 'uploading' ? percent(answer as never) : undefined))
+    const told = answers.map(shareOf)
     assert.ok(share === '0' || told.includes(Number(share)), `${share} % was never the server's`)
     const latest = told.findLast(each => each !== undefined) ?? 0
     assert.ok(Number(share) <= latest, `the bar shows ${share} %, the server has ${latest} %`)
@@ -98,7 +103,7 @@ test('the bar shows the server’s count, not the socket’s, and never 100 % be
       () => {
         const now = answers.slice(-3).map(answer => (answer.state === 'uploading' ? answer.received : -1))
         const still = now.length === 3 && now.every(each => each === now[0] && each >= (quarter * size) / 4)
-        return still ? percent(answers.at(-1) as never) : undefined
+        return still ? shareOf(answers.at(-1) as Progress) : undefined
       },
       value => value !== undefined || quarter === 4,
     )
@@ -260,7 +265,16 @@ test('a line fits any width, for any state', () => {
   for (let columns = 1; columns <= 210; columns++) {
     for (const [name, size, source, unicode] of all(names, sizes, sources, [true, false])) {
       const received = size === undefined ? 123_456_789 : Math.floor(size / 3)
-      const state = { phase: 'uploading' as const, name, size, received, sent: 0, rate: 1e9, source }
+      const state = {
+        phase: 'uploading' as const,
+        name,
+        size,
+        received,
+        sent: 0,
+        overhead: 0,
+        rate: 1e9,
+        source,
+      }
       const line = barLine(state, columns, glyphsOf(unicode)).join('')
       assert.ok(stringWidth(line) <= Math.max(1, columns - 1), `${columns}: ${line}`)
     }
@@ -270,6 +284,43 @@ test('a line fits any width, for any state', () => {
   assert.equal(cutToWidth('file.bin', 6, '...'), 'fil...')
   assert.equal(cutToWidth('file.bin', 2, '...'), '..')
 })
+
+test('for people the counts are those of the file, for machines those of the body', async t => {
+  const { url } = await startServer(t)
+  const path = join(await tempDir(t), 'a.txt')
+  await writeFile(path, 'hello\n')
+  const lines = uploadr(t, ['push', path, '--url', url])
+  assert.equal(await lines.exited, 0)
+  assert.match(lines.stderr(), /^a\.txt: uploading 6 B$/m)
+  // A rate of so few bytes is noise.
+  assert.match(lines.stdout(), /^a\.txt: 6 B in [\d.]+ m?s, verified sha-256\n$/)
+  const json = uploadr(t, ['push', path, '--url', url, '--progress', 'json'])
+  assert.equal(await json.exited, 0)
+  const sizes = Array.from(json.stderr().matchAll(/"phase":"uploading".*"size":(\d+)/g), ([, size]) => size)
+  assert.ok(sizes.length > 0 && sizes.every(size => Number(size) > 100), json.stderr())
+  const of = (received: number, size?: number) =>
+    ofFile({ phase: 'uploading', received, sent: received, size, overhead: 400, source: 'server' })
+  assert.deepEqual([of(100, 1400).received, of(1000, 1400).received, of(1400, 1400).received], [0, 600, 1000])
+  assert.deepEqual([of(1000).received, of(1000).size, percent(of(400, 400))], [600, undefined, 0])
+})
+
+for (const columns of [20, 40, 58, 80]) {
+  test(`a result is broken between words at a terminal's ${columns} columns, and is one line as JSON`, async t => {
+    const { url } = await startServer(t)
+    const path = await aFile(t, 3_000_000, `a name of a few words, ${'宽'.repeat(4)}, and more.bin`)
+    const terminal = pushing(t, [path, '--url', url, '--progress', 'none'], { columns })
+    assert.equal(await terminal.exited, 0)
+    const lines = terminal.screen().filter(line => line !== '')
+    assert.equal(lines.length > 1, stringWidth(lines.join('')) > columns - 8, lines.join('|'))
+    assert.match(
+      lines.map((line, i) => (i === 0 ? line : line.trimStart())).join(' '),
+      /^a name of a few words, 宽宽宽宽, and more\.bin: 2\.86 MiB in .+\/s, verified sha-256$/,
+    )
+    const json = pushing(t, [path, '--url', url, '--progress', 'none', '--json'], { columns, rows: 80 })
+    assert.equal(await json.exited, 0)
+    assert.equal(json.raw().trimEnd().split('\r\n').length, 1)
+  })
+}
 
 test('a rate follows the last seconds and falls when nothing comes', () => {
   let now = 0

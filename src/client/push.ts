@@ -77,6 +77,8 @@ export interface PushProgress {
   sent: number
   /** Body bytes in all; undefined while unknown. */
   size: number | undefined
+  /** Body bytes of the form around the file, nearly all of them before it. */
+  overhead: number
   /** Whose count `received` is. */
   source: 'server' | 'client'
   /** Why it is ours, once it is. */
@@ -96,11 +98,22 @@ export interface PushResult {
   size: number
   /** Of the bytes sent, lower-case hexadecimal. */
   sha256: string
-  /** True where the server computed the same digest; false where it computes none. A different one rejects. */
+  /** True where what arrived has the same digest, by the server's word; false where it computes none. A different one rejects. */
   verified: boolean
   /** From the first byte read to the server's answer, in milliseconds. */
   ms: number
   receipt: Receipt
+}
+
+/** The upload is stored, but not as the file is: `digest_mismatch`, `changed`. */
+export class StoredError extends UploadError {
+  /** What the push would have resolved with. */
+  readonly result: PushResult
+
+  constructor(code: 'digest_mismatch' | 'changed', message: string, result: PushResult) {
+    super(code, message)
+    this.result = result
+  }
 }
 
 const POLL_INTERVAL_MS = 100
@@ -124,7 +137,7 @@ export interface Sender {
    * Sends one file and resolves when the server has stored it and both sides' digests are equal.
    * Rejects with an UploadError: the server's own, or one of the client's: usage, local_file,
    * unreachable, connection_lost, stalled, unavailable, unknown_host, bad_certificate, wrong_protocol,
-   * bad_answer; and where it is stored, or may be, digest_mismatch, answer_lost, changed.
+   * bad_answer; where it may be stored, answer_lost; and where it is, a StoredError: digest_mismatch, changed.
    * One file at a time.
    */
   push(options: FileOptions): Promise<PushResult>
@@ -258,7 +271,14 @@ class Transfer {
     this.#connection = connection
     this.#endpoint = endpoint
     this.#storedBefore = storedBefore
-    this.#progress = { phase: 'connecting', received: 0, sent: 0, size: undefined, source: 'server' }
+    this.#progress = {
+      phase: 'connecting',
+      received: 0,
+      sent: 0,
+      size: undefined,
+      overhead: 0,
+      source: 'server',
+    }
   }
 
   async run(): Promise<PushResult> {
@@ -289,10 +309,12 @@ class Transfer {
       signal?.removeEventListener('abort', follow)
     }
     const ms = performance.now() - this.#began
-    const result = { id: this.#endpoint.id, title, sentAs, ...(await this.#verified(answer.text)), ms }
+    const { mismatch, ...stored } = await this.#compared(answer.text)
+    const result = { id: this.#endpoint.id, title, sentAs, ...stored, ms }
+    if (mismatch !== undefined) throw new StoredError('digest_mismatch', mismatch, result)
     if (source.change !== undefined) {
-      const stored = `what was read is stored as ${result.name}`
-      throw new UploadError('changed', `${source.name} ${source.change} while it was sent; ${stored}`)
+      const read = `what was read is stored as ${result.name}`
+      throw new StoredError('changed', `${source.name} ${source.change} while it was sent; ${read}`, result)
     }
     return result
   }
@@ -305,8 +327,8 @@ class Transfer {
     const { source, type = 'application/octet-stream' } = this.#options
     const { base, query, id, headers: proof } = this.#endpoint
     const frame = multipartFrame({ title }, { field: 'file', name, type })
-    const length =
-      source.size === undefined ? undefined : frame.before.length + source.size + frame.after.length
+    const overhead = frame.before.length + frame.after.length
+    const length = source.size === undefined ? undefined : source.size + overhead
     const headers: Record<string, string> = {
       ...proof,
       accept: 'application/json',
@@ -314,7 +336,7 @@ class Transfer {
       [PROGRESS_ID]: id,
     }
     if (length !== undefined) headers['content-length'] = String(length)
-    this.#progress.size = length
+    Object.assign(this.#progress, { size: length, overhead })
     const {
       statusCode,
       headers: answered,
@@ -551,7 +573,8 @@ class Transfer {
     return new UploadError('answer_lost', `${all}: ${why}; ${progress}`)
   }
 
-  async #verified(text: string) {
+  /** What the receipt says of the file, and where that is not what was sent. */
+  async #compared(text: string) {
     const { source } = this.#options
     const { hide } = this.#endpoint
     const name = hide(this.#options.name ?? source.name)
@@ -562,11 +585,12 @@ class Transfer {
     const sha256 = await source.sha256()
     // A handler may have changed what it stored; what it was given is what we can know.
     const arrived = stored.arrived ?? stored
-    const verified = arrived.sha256 !== undefined
-    if (arrived.size !== this.#fileBytes || (verified && arrived.sha256 !== sha256)) {
-      const ours = `sent ${this.#fileBytes} bytes with sha-256 ${sha256}`
-      const theirs = `the server stored ${arrived.size}${verified ? ` with ${arrived.sha256}` : ''}`
-      throw new UploadError('digest_mismatch', `${stored.name}: ${ours}, ${theirs}`)
+    const size = this.#fileBytes
+    const verified = arrived.size === size && arrived.sha256 === sha256
+    let mismatch: string | undefined
+    if (arrived.size !== size || (arrived.sha256 !== undefined && !verified)) {
+      const theirs = `${arrived.size}${arrived.sha256 === undefined ? '' : ` with ${arrived.sha256}`}`
+      mismatch = `${stored.name}: sent ${size} bytes with sha-256 ${sha256}, the server stored ${theirs}`
     }
     const reasons = []
     if (source.renamed !== undefined && this.#options.name === undefined) reasons.push(source.renamed)
@@ -575,7 +599,7 @@ class Transfer {
       reasons.push(Buffer.byteLength(name) > NAME_MAX_BYTES ? 'name shortened' : 'name cleaned')
     if (stored.name !== sentAs) reasons.push('name taken')
     const why = reasons.join(', ')
-    return { name: stored.name, ...(why && { why }), size: this.#fileBytes, sha256, verified, receipt }
+    return { name: stored.name, ...(why && { why }), size, sha256, verified, receipt, mismatch }
   }
 }
 

@@ -1,7 +1,15 @@
 import { setFlagsFromString } from 'node:v8'
 import { Command } from 'commander'
 import { checkToken, parseAddress } from '../client/address.ts'
-import { checkId, checkTitle, checkType, openSender, type PushResult, type Sender } from '../client/push.ts'
+import {
+  checkId,
+  checkTitle,
+  checkType,
+  openSender,
+  type PushResult,
+  type Sender,
+  StoredError,
+} from '../client/push.ts'
 import { openFile, openInput, type Source } from '../client/source.ts'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_URL } from '../protocol.ts'
@@ -15,6 +23,9 @@ import { type EndSignal, onEndSignals, onStop } from './signals.ts'
 
 /** Failures of files that are stored, or may be. */
 const STORED = new Set<string>(['digest_mismatch', 'answer_lost', 'changed', 'bad_answer'])
+
+/** Of fewer bytes the rate is that of a round trip. */
+const RATED_MIN = 64 * 1024
 
 /** A push that is done by then shows no bar. */
 const BAR_DELAY_MS = 50
@@ -111,14 +122,20 @@ async function pushAll(
         stored++
         bytes += result.size
         if (options.json) out.result(JSON.stringify(jsonResult(file, result)))
-        else out.result(textResult(result))
+        else await tell(out, textResult(result))
         if (options.progress === 'json') event(out, 'stored', jsonResult(file, result))
       } catch (thrown) {
         // Whatever a file failed of while push was told to stop: it stopped.
         const error = UploadError.from(stop.signal.aborted ? stop.signal.reason : thrown)
         failures.push(error)
-        if (options.json) out.result(JSON.stringify({ ok: false, file, error }))
-        if (options.progress === 'json') event(out, 'failed', { ok: false, file, error })
+        const failed = {
+          ...(error instanceof StoredError && jsonResult(file, error.result)),
+          ok: false,
+          file,
+          error,
+        }
+        if (options.json) out.result(JSON.stringify(failed))
+        if (options.progress === 'json') event(out, 'failed', failed)
         if (stop.signal.aborted) throw error
         if (!several) throw error.code === 'invalid_form' ? about(file, error) : error
         if (options.progress !== 'json') out.message(`uploadr: ${about(file, error).message}`)
@@ -130,7 +147,7 @@ async function pushAll(
     const ms = performance.now() - began
     if (several && options.progress === 'json')
       event(out, 'summary', { files: files.length, stored, bytes, ms: Math.round(ms) })
-    if (stored > 0 && several && !options.json) out.result(summary(files.length, stored, bytes, ms))
+    if (stored > 0 && several && !options.json) await tell(out, summary(files.length, stored, bytes, ms))
   }
   const [first] = failures
   if (!first) return
@@ -223,7 +240,19 @@ function summary(files: number, stored: number, bytes: number, ms: number): stri
 }
 
 function pace(size: number, ms: number): string {
-  return `${formatSize(size)} in ${formatDuration(ms)}, ${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
+  const rate = size < RATED_MIN ? '' : `, ${formatSize((size / Math.max(ms, 1)) * 1000)}/s`
+  return `${formatSize(size)} in ${formatDuration(ms)}${rate}`
+}
+
+/** A result for people: one line, or on a terminal too narrow for it as many as it takes. */
+async function tell(out: Output, text: string): Promise<void> {
+  const columns = out.resultColumns
+  if (columns === undefined) return out.result(text)
+  const shown = out.shown(text)
+  // No letter is wider than two columns; the measure is loaded where it is needed.
+  if (shown.length * 2 <= columns) return out.result(shown)
+  const { wrapToWidth } = await import('../terminal/layout.ts')
+  for (const line of wrapToWidth(shown, columns)) out.result(line)
 }
 
 /** A file that was stored, as `--json` prints it. */

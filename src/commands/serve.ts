@@ -203,10 +203,10 @@ async function serve(host: Host, out: Output, options: ServeOptions, handlerGive
     await server.shutdown()
     throw error
   })
-  out.result(url)
+  const reached = reachable(url)
+  out.result(reached)
   log.info('listening', { url, dir: options.dir })
   if (token !== undefined && options.token === undefined) {
-    const reached = `http://${reachable(address)}:${new URL(url).port}/`
     const command = `UPLOADR_TOKEN=${token} uploadr push FILE --url ${reached}`
     // Whatever is logged, this must be told.
     if (options.log === 'json')
@@ -304,9 +304,11 @@ function untilSignal(host: Host, server: UploadServer, grace: number, log: Logge
   })
 }
 
-/** A host that other machines can be told, for one that means every address. */
-function reachable(host: string): string {
-  if (host !== '0.0.0.0' && host !== '::') return host.includes(':') ? `[${host}]` : host
+/** A URL that other machines can be told, for one that means every address. */
+function reachable(url: string): string {
+  const { hostname, port } = new URL(url)
+  if (hostname !== '0.0.0.0' && hostname !== '[::]') return url
   const addresses = Object.values(os.networkInterfaces()).flatMap(list => list ?? [])
-  return addresses.find(({ internal, family }) => !internal && family === 'IPv4')?.address ?? os.hostname()
+  const outside = addresses.find(({ internal, family }) => !internal && family === 'IPv4')
+  return `http://${outside?.address ?? os.hostname()}:${port}/`
 }

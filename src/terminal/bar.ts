@@ -3,6 +3,7 @@ import ora, { type Ora } from 'ora'
 import type { PushProgress } from '../client/push.ts'
 import { type BarState, barLine, cutToWidth, glyphsOf } from './layout.ts'
 import type { LiveLine } from './output.ts'
+import { ofFile } from './percent.ts'
 import { RateMeter } from './rate.ts'
 import type { Reporter, ReporterOptions } from './reporter.ts'
 
@@ -47,7 +48,7 @@ export function barReporter({ out, name, host }: ReporterOptions): Reporter {
         spinner = phase === 'uploading' ? undefined : spin(told(phase))
       }
       const first = !state
-      state = { ...progress, name: shownName, rate: undefined }
+      state = { ...ofFile(progress), name: shownName, rate: undefined }
       if (first) clock.start(1, 0)
     },
     stop() {

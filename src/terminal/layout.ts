@@ -112,6 +112,20 @@ export function cutToWidth(text: string, width: number, ellipsis: string): strin
   return cut + end
 }
 
+/** Broken at blanks into lines that fit, what follows the first set in; a word that is wider stays whole. */
+export function wrapToWidth(text: string, width: number): string[] {
+  const lines: string[] = []
+  let line: string | undefined
+  for (const word of text.split(' ')) {
+    const longer: string = line === undefined ? word : `${line} ${word}`
+    if (line !== undefined && stringWidth(longer) > width) {
+      lines.push(line)
+      line = `  ${word}`
+    } else line = longer
+  }
+  return [...lines, line ?? '']
+}
+
 function padToWidth(text: string, width: number): string {
   return text + ' '.repeat(Math.max(0, width - stringWidth(text)))
 }

@@ -1,6 +1,6 @@
 import type { PushProgress } from '../client/push.ts'
 import { formatSize } from '../units.ts'
-import { percent } from './percent.ts'
+import { ofFile, percent } from './percent.ts'
 import { RateMeter } from './rate.ts'
 import type { Reporter, ReporterOptions } from './reporter.ts'
 
@@ -18,7 +18,8 @@ export function lineReporter(options: ReporterOptions & { now?: () => number }):
     out.message(`${name}: ${text}`)
   }
   return {
-    update(progress) {
+    update(body) {
+      const progress = ofFile(body)
       const rate = meter.update(progress.received)
       if (progress.phase !== last?.phase) {
         const size = progress.size === undefined ? '' : ` ${formatSize(progress.size)}`

@@ -69,6 +69,11 @@ export class Output {
     return this.#stderr.columns || 80
   }
 
+  /** Of the terminal that results go to; undefined where they go elsewhere. */
+  get resultColumns(): number | undefined {
+    return this.#stdout.isTTY ? this.#stdout.columns || 80 : undefined
+  }
+
   /** Text from outside as the live line shows it: what is laid out by its width must be that already. */
   shown(text: string): string {
     return this.#harmless(this.#stderr, printable(text))
