@@ -1,4 +1,5 @@
 import { UploadError } from './errors.ts'
+import { DURATION_MAX } from './units.ts'
 
 /** What the values of a name have to be. */
 export interface Rule {
@@ -69,4 +70,12 @@ export function edits(one: string, other: string): number {
     ;[before, last] = [last, row]
   }
   return Number(last?.at(-1))
+}
+
+/** Throws `usage` for what no timer can wait; undefined is a default. */
+export function checkDurations(where: string, given: Record<string, number | undefined>): void {
+  for (const [name, ms] of Object.entries(given)) {
+    if (ms !== undefined && !(ms >= 0 && ms <= DURATION_MAX))
+      throw new UploadError('usage', `${where}: ${name} ${ms} is not of 0 to ${DURATION_MAX} ms`)
+  }
 }

@@ -1,16 +1,7 @@
-/** Quantities as people write and read them. Sizes are bytes, durations milliseconds. */
-import { UploadError } from './errors.ts'
+/** Quantities as people write and read them. Sizes are bytes, durations milliseconds. The page has this file, too: it imports nothing. */
 
 /** What a timer of node's can wait, 24.8 days: of more it makes 1 ms. */
 export const DURATION_MAX = 2 ** 31 - 1
-
-/** Throws `usage` for what no timer can wait; undefined is a default. */
-export function checkDurations(where: string, given: Record<string, number | undefined>): void {
-  for (const [name, ms] of Object.entries(given)) {
-    if (ms !== undefined && !(ms >= 0 && ms <= DURATION_MAX))
-      throw new UploadError('usage', `${where}: ${name} ${ms} is not of 0 to ${DURATION_MAX} ms`)
-  }
-}
 
 const SIZE_UNITS: Record<string, number> = {
   '': 1,

@@ -257,7 +257,7 @@ test('a handler that never settles holds its own upload, nobody else, and not th
     text => text.includes('stopping'),
   )
   child.kill('SIGTERM')
-  assert.equal(await exited, 143)
+  assert.equal(await exited, 'SIGTERM')
   assert.deepEqual(await temporaryFiles({ dir }), [])
 })
 

@@ -398,7 +398,7 @@ test('options', async t => {
     const stderr = new PassThrough()
     const host = {
       ...{ stdin: process.stdin, stdout, stderr, env: {}, on: () => {}, off: () => {} },
-      ...{ exit: () => assert.fail('exit was called'), exitCode: undefined as number | undefined },
+      ...{ exit: () => {}, kill: () => assert.fail('it died'), exitCode: undefined as number | undefined },
       argv: ['node', 'uploadr', 'serve', ...args, '--max-fields', 'many'],
     }
     await main(host as unknown as Process)

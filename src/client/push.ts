@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import { UploadError } from '../errors.ts'
-import { checkNames, type NamesOf } from '../names.ts'
+import { checkDurations, checkNames, type NamesOf } from '../names.ts'
 import {
   DEFAULT_URL,
   isProgressId,
@@ -11,7 +11,7 @@ import {
   type Receipt,
   TITLE_MAX,
 } from '../protocol.ts'
-import { checkDurations, formatDuration } from '../units.ts'
+import { formatDuration } from '../units.ts'
 import { type Address, parseAddress, withoutSecrets } from './address.ts'
 import { readProblem, readReceipt } from './answers.ts'
 import { type Connection, openConnection } from './connection.ts'

@@ -9,7 +9,17 @@ import { inspect } from 'node:util'
 import { UploadError } from '../errors.ts'
 import { DEFAULT_LIMITS, type Limits, MEMORY_MAX, MEMORY_TOTAL } from '../limits.ts'
 import { type LogFields, type Logger, silentLogger } from '../log.ts'
-import { BOOLEAN, checkNames, type NamesOf, namesWith, QUANTITY, STRING, TEXT, TEXTS } from '../names.ts'
+import {
+  BOOLEAN,
+  checkDurations,
+  checkNames,
+  type NamesOf,
+  namesWith,
+  QUANTITY,
+  STRING,
+  TEXT,
+  TEXTS,
+} from '../names.ts'
 import { MemoryProgressStore } from '../progress/memory.ts'
 import type { ProgressStore } from '../progress/store.ts'
 import { type Awaitable, DEFAULT_HOST, DEFAULT_PORT, type Receipt, ROUTES } from '../protocol.ts'
@@ -22,7 +32,7 @@ import {
   type Storage,
 } from '../storage/storage.ts'
 import { Workspace } from '../storage/workspace.ts'
-import { checkDurations, formatSize } from '../units.ts'
+import { formatSize } from '../units.ts'
 import { admission } from '../upload/admission.ts'
 import { withArrivals } from '../upload/arrivals.ts'
 import { hasArrived } from '../upload/body.ts'
