@@ -51,6 +51,12 @@ after(() => rm(root, { recursive: true, force: true }))
 const CLONE = join(root, 'clone')
 await clone(CLONE)
 
+test('in a fresh clone the command says what is to be done first', async () => {
+  const { code, stderr } = await run(process.execPath, [join(CLONE, 'bin/uploadr.js'), '--version'])
+  assert.equal(code, 1)
+  assert.match(stderr, /^uploadr: it is not built yet, .* run npm install in its folder\n$/)
+})
+
 test('npm install --global . in a fresh clone, as the README has it: the command and its pages', async () => {
   assert.equal(existsSync(join(CLONE, 'node_modules')) || existsSync(join(CLONE, 'dist')), false)
   const prefix = join(root, 'global')
@@ -154,6 +160,7 @@ test('installed from the tarball for everybody: the command serves with the READ
   await writeFile(join(folder, 'pdf-only.mjs'), example("name: 'pdf-only'"))
   await writeFile(join(folder, 'a.pdf'), '%PDF-1.7')
   await writeFile(join(folder, 'b.pdf'), 'a letter')
+  await writeFile(join(folder, 'c.pdf'), '%P')
   const server = spawn(
     command,
     ['serve', '--port', '0', '--handler', './no-duplicates.mjs', '--handler', './pdf-only.mjs'],
@@ -171,12 +178,13 @@ test('installed from the tarball for everybody: the command serves with the READ
   ])
   const push = (file: string) => run(command, ['push', file, '--url', String(url)], { cwd: folder })
   const codes = []
-  for (const file of ['a.pdf', 'b.pdf', 'a.pdf']) {
+  for (const file of ['a.pdf', 'b.pdf', 'c.pdf', 'a.pdf']) {
     const { code, stderr } = await push(file)
     codes.push([code, /is not a PDF|has been stored before/.exec(stderr)?.[0]])
   }
   assert.deepEqual(codes, [
     [0, undefined],
+    [6, 'is not a PDF'],
     [6, 'is not a PDF'],
     [6, 'has been stored before'],
   ])
